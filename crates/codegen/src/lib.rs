@@ -1,0 +1,53 @@
+//! Writes the Rust code of `crates/proto` from the `.proto` files, without protoc.
+//!
+//! It is a crate of its own so that it still builds when the generated code does not.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use prost::Message;
+
+/// The workspace's folder of `.proto` files.
+pub fn proto_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto")
+}
+
+/// The folder in which the generated code is checked in.
+pub fn checked_in() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/src/gen")
+}
+
+/// Compiles every proto under [`proto_root`] and writes one Rust file per package and `descriptors.bin` into `out`.
+pub fn generate(out: &Path) -> Result<()> {
+    let root = proto_root();
+    let mut sources = Vec::new();
+    collect(&root, &mut sources)?;
+    sources.sort();
+
+    let descriptors = protox::compile(&sources, [&root]).context("the protos do not compile")?;
+    fs::create_dir_all(out)?;
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".sightline.ingest.v1.Frame.image")
+        .bytes(".sightline.classifier.v1.Tensor.pixels")
+        // Their Debug is written by hand in `crates/proto`: pixels stay out of logs (P6).
+        .skip_debug([".sightline.ingest.v1.Frame", ".sightline.classifier.v1.Tensor"])
+        .out_dir(out)
+        .compile_fds(descriptors)
+        .context("no code could be generated")
+}
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, found)?;
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
+            found.push(path);
+        }
+    }
+    Ok(())
+}

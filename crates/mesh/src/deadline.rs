@@ -1,0 +1,116 @@
+//! How long the caller still waits.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+use crate::RpcError;
+
+/// The point in time after which nobody reads the answer.
+///
+/// Read from the `grpc-timeout` header (gRPC over HTTP/2 specification) less [`Deadline::RETURN_MARGIN`], so that our
+/// own answer with its reason reaches the caller before the caller's library gives up by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// What is kept back for the answer's way home: 2 ms, at most a tenth of the time given.
+    pub const RETURN_MARGIN: Duration = Duration::from_millis(2);
+
+    /// So long from now.
+    pub fn after(timeout: Duration) -> Self {
+        Self(Instant::now() + timeout)
+    }
+
+    /// The caller's deadline, or `longest` from now if it gave none or a later one.
+    pub fn from_metadata(metadata: &MetadataMap, longest: Duration) -> Self {
+        let asked =
+            metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
+        match asked {
+            Some(asked) if asked < longest => {
+                Self::after(asked.saturating_sub(Self::RETURN_MARGIN.min(asked / 10)))
+            }
+            _ => Self::after(longest),
+        }
+    }
+
+    /// What is left; zero when it has passed.
+    pub fn remaining(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether it has passed.
+    pub fn passed(self) -> bool {
+        self.remaining().is_zero()
+    }
+
+    /// As an instant of tokio's clock.
+    pub fn instant(self) -> Instant {
+        self.0
+    }
+
+    /// The earlier of two.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Self(self.0.min(other.0))
+    }
+
+    /// Waits for `work` no longer than this.
+    ///
+    /// # Errors
+    /// `DEADLINE_EXCEEDED` naming `stage`. A deadline already passed gives the error without starting the work.
+    pub async fn bound<F: Future>(self, stage: &str, work: F) -> Result<F::Output, RpcError> {
+        if self.passed() {
+            return Err(RpcError::deadline(stage));
+        }
+        tokio::time::timeout_at(self.0, work).await.map_err(|_| RpcError::deadline(stage))
+    }
+}
+
+/// `TimeoutValue TimeoutUnit`: at most eight digits and one of H, M, S, m, u, n.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_specification_says() {
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("999999999n", None),
+            ("5", None),
+            ("", None),
+            ("-5S", None),
+        ] {
+            assert_eq!(parse_timeout(text), expected, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_not_started_after_the_deadline() {
+        let deadline = Deadline::after(Duration::from_millis(10));
+        assert!(deadline.bound("waiting", async { 5 }).await.is_ok());
+        tokio::time::advance(Duration::from_millis(11)).await;
+        let error = deadline.bound("waiting", async { panic!("started") }).await.unwrap_err();
+        assert_eq!(error.reason, crate::reason::DEADLINE_EXCEEDED);
+    }
+}

@@ -1,0 +1,165 @@
+//! The one error that crosses the wire, as a status of a unary call or as an item of a stream.
+
+use std::{collections::HashMap, time::Duration};
+
+use sightline_proto::status::ItemError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The domain of every `google.rpc.ErrorInfo` that Sightline sends.
+pub const DOMAIN: &str = "sightline";
+
+/// Reasons that more than one service gives. They are part of the API: never renamed.
+pub mod reason {
+    /// The deadline passed before the work was done.
+    pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
+    /// The caller went away.
+    pub const CANCELLED: &str = "CANCELLED";
+    /// No replica of a service that is needed could be reached in time.
+    pub const SERVICE_UNAVAILABLE: &str = "SERVICE_UNAVAILABLE";
+    /// The server is stopping; another replica will serve.
+    pub const DRAINING: &str = "DRAINING";
+    /// A token is required and none was sent.
+    pub const TOKEN_MISSING: &str = "TOKEN_MISSING";
+    /// The token cannot be read, or its signature or key is wrong.
+    pub const TOKEN_INVALID: &str = "TOKEN_INVALID";
+    /// The token is past its time, or not yet valid.
+    pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
+    /// The token is for somebody else.
+    pub const TOKEN_AUDIENCE: &str = "TOKEN_AUDIENCE";
+    /// The token does not allow this call.
+    pub const TOKEN_SCOPE: &str = "TOKEN_SCOPE";
+    /// A fault of ours; the log has the cause.
+    pub const INTERNAL: &str = "INTERNAL";
+    /// An answer that does not fit the protocol.
+    pub const PROTOCOL: &str = "PROTOCOL";
+}
+
+/// An error as a caller sees it: code, stable reason and a message for people (promise P8).
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct RpcError {
+    /// The canonical gRPC code.
+    pub code: Code,
+    /// Stable, upper snake case; the `reason` of the `ErrorInfo`.
+    pub reason: String,
+    /// Names the field or the limit.
+    pub message: String,
+    /// When the same call may be tried again.
+    pub retry_after: Option<Duration>,
+}
+
+impl RpcError {
+    /// An error with a code, a reason and a message.
+    pub fn new(code: Code, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { code, reason: reason.into(), message: message.into(), retry_after: None }
+    }
+
+    /// `INVALID_ARGUMENT`.
+    pub fn invalid(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, reason, message)
+    }
+
+    /// `DEADLINE_EXCEEDED`, saying during which stage.
+    pub fn deadline(stage: &str) -> Self {
+        Self::new(
+            Code::DeadlineExceeded,
+            reason::DEADLINE_EXCEEDED,
+            format!("the deadline passed during: {stage}"),
+        )
+    }
+
+    /// `UNAVAILABLE`.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(Code::Unavailable, reason::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// `INTERNAL`; the message must not carry what the caller sent.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, reason::INTERNAL, message)
+    }
+
+    /// The same error with a time after which a retry makes sense.
+    #[must_use]
+    pub fn retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    /// Reads an error back from a status another service of ours sent. A status without our details keeps its code
+    /// and gets the code's name as its reason.
+    pub fn from_status(status: &Status) -> Self {
+        let details = status.get_error_details();
+        Self {
+            code: status.code(),
+            reason: match details.error_info() {
+                Some(info) => info.reason.clone(),
+                None => code_name(status.code()),
+            },
+            message: status.message().to_owned(),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        }
+    }
+}
+
+/// A code as the reason of last resort: `ResourceExhausted` is `RESOURCE_EXHAUSTED`.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
+impl From<RpcError> for Status {
+    fn from(error: RpcError) -> Self {
+        let mut details = ErrorDetails::with_error_info(error.reason, DOMAIN, HashMap::new());
+        if let Some(after) = error.retry_after {
+            details.set_retry_info(Some(after));
+        }
+        Status::with_error_details(error.code, error.message, details)
+    }
+}
+
+impl From<RpcError> for ItemError {
+    fn from(error: RpcError) -> Self {
+        ItemError {
+            code: error.code as i32,
+            reason: error.reason,
+            message: error.message,
+            retry_after: error.retry_after.and_then(|after| after.try_into().ok()),
+        }
+    }
+}
+
+impl From<ItemError> for RpcError {
+    fn from(error: ItemError) -> Self {
+        Self {
+            code: Code::from(error.code),
+            reason: error.reason,
+            message: error.message,
+            retry_after: error.retry_after.and_then(|after| after.try_into().ok()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_survives_the_wire() {
+        let error =
+            RpcError::invalid("IMAGE_EMPTY", "frame.image is empty").retry_after(Duration::from_millis(1500));
+        assert_eq!(RpcError::from_status(&Status::from(error.clone())), error);
+        assert_eq!(RpcError::from(ItemError::from(error.clone())), error);
+    }
+
+    #[test]
+    fn a_foreign_status_gets_its_code_as_the_reason() {
+        assert_eq!(RpcError::from_status(&Status::resource_exhausted("x")).reason, "RESOURCE_EXHAUSTED");
+    }
+}

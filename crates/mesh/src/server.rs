@@ -1,0 +1,213 @@
+//! Serving: one listener, its services, and an end within a bound.
+
+use std::{future::Future, io, net::SocketAddr, time::Duration};
+
+use http::{HeaderName, HeaderValue, Method};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{service::Routes, transport::server::TcpIncoming};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tracing::{info, warn};
+
+use crate::{
+    client::{CONNECTION_WINDOW, MAX_FRAME, STREAM_WINDOW},
+    health::HealthRegistry,
+};
+
+/// Calls one connection may have open at once.
+const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// A silent client is asked for a sign of life this often, and dropped after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Why a listener could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another process has the port.
+    #[error(
+        "`{setting}`: {address} is in use by another process; stop it, choose another port, or 0 for any free one"
+    )]
+    InUse {
+        /// The configuration key.
+        setting: String,
+        /// The address asked for.
+        address: SocketAddr,
+    },
+    /// Anything else the system said.
+    #[error("`{setting}`: cannot listen on {address}: {source}")]
+    Other {
+        /// The configuration key.
+        setting: String,
+        /// The address asked for.
+        address: SocketAddr,
+        /// The system's word.
+        source: io::Error,
+    },
+}
+
+/// Listens on `address`; `setting` is the configuration key that an error names.
+///
+/// # Errors
+/// [`BindError`].
+pub async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, BindError> {
+    let setting = setting.to_owned();
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { setting, address },
+        _ => BindError::Other { setting, address, source },
+    })
+}
+
+/// From serving over draining to stopped. Cheap to clone; all clones are one life.
+#[derive(Debug, Clone, Default)]
+pub struct Lifecycle {
+    draining: CancellationToken,
+}
+
+impl Lifecycle {
+    /// Asks the server to finish: health turns `NOT_SERVING`, streams are told, no new connection is taken.
+    pub fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Whether [`Lifecycle::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Waits until [`Lifecycle::drain`] is called.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
+    }
+}
+
+/// Web pages that may call by grpc-web.
+#[derive(Debug, Clone, Default)]
+pub struct WebOptions {
+    /// Origins such as `https://app.example.com`; `*` for all. Empty: no web page may.
+    pub allowed_origins: Vec<String>,
+}
+
+/// One listener and what it serves.
+#[derive(Debug)]
+pub struct Server {
+    /// For the log.
+    pub name: &'static str,
+    /// Bound already, so that a taken port is an error before anything starts.
+    pub listener: TcpListener,
+    /// The services, each behind its guard.
+    pub routes: Routes,
+    /// The gRPC names of the services, for health.
+    pub service_names: Vec<&'static str>,
+    /// Set for the public edge.
+    pub web: Option<WebOptions>,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+}
+
+impl Server {
+    /// Serves until `lifecycle` drains and every call has ended, at most `drain_timeout` after the drain began.
+    ///
+    /// # Errors
+    /// What the transport says; a drain that ran out of time is logged, not an error.
+    pub async fn run(self, lifecycle: Lifecycle) -> Result<(), tonic::transport::Error> {
+        let health = HealthRegistry::default();
+        health.set("", ServingStatus::Serving);
+        for service in &self.service_names {
+            health.set(service, ServingStatus::Serving);
+        }
+        let routes = self
+            .routes
+            .add_service(health.service())
+            .add_service(reflection())
+            .add_service(reflection_v1alpha());
+        let signal = {
+            let (lifecycle, health) = (lifecycle.clone(), health.clone());
+            async move {
+                lifecycle.draining().await;
+                health.set_all(ServingStatus::NotServing);
+            }
+        };
+        let serving =
+            serve(TcpIncoming::from(self.listener).with_nodelay(Some(true)), routes, self.web, signal);
+        tokio::pin!(serving);
+        tokio::select! {
+            ended = &mut serving => return ended,
+            () = lifecycle.draining() => {}
+        }
+        info!(server = self.name, "draining");
+        match tokio::time::timeout(self.drain_timeout, &mut serving).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                warn!(server = self.name, "calls still open after {:?} were cut", self.drain_timeout);
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn serve(
+    incoming: TcpIncoming,
+    routes: Routes,
+    web: Option<WebOptions>,
+    signal: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    let builder = tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE));
+    match web {
+        None => builder.clone().add_routes(routes).serve_with_incoming_shutdown(incoming, signal).await,
+        Some(web) => {
+            builder
+                .accept_http1(true)
+                .layer(cors(&web))
+                .layer(tonic_web::GrpcWebLayer::new())
+                .add_routes(routes)
+                .serve_with_incoming_shutdown(incoming, signal)
+                .await
+        }
+    }
+}
+
+fn cors(web: &WebOptions) -> CorsLayer {
+    let origins: Vec<HeaderValue> =
+        web.allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()).collect();
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins)
+    };
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::POST])
+        .allow_headers(
+            ["authorization", "content-type", "grpc-timeout", "traceparent", "x-grpc-web", "x-user-agent"]
+                .map(HeaderName::from_static),
+        )
+        // Without these a browser hides from the page how a call ended.
+        .expose_headers(
+            ["grpc-message", "grpc-status", "grpc-status-details-bin"].map(HeaderName::from_static),
+        )
+        .max_age(Duration::from_secs(3600))
+}
+
+macro_rules! reflection {
+    ($name:ident, $build:ident, $module:ident) => {
+        fn $name() -> tonic_reflection::server::$module::ServerReflectionServer<
+            impl tonic_reflection::server::$module::ServerReflection,
+        > {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(sightline_proto::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .$build()
+                .expect("the checked-in descriptors are valid: every server's start proves it")
+        }
+    };
+}
+
+reflection!(reflection, build_v1, v1);
+reflection!(reflection_v1alpha, build_v1alpha, v1alpha);
