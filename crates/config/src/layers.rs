@@ -236,7 +236,10 @@ mod tests {
 
     #[test]
     fn mistakes_are_refused_by_name() {
-        let cases: [(&str, &[(&str, &str)], &[&str], &str); 6] = [
+        /// File, environment, flags, and what is said of them.
+        type Case =
+            (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str], &'static str);
+        let cases: [Case; 6] = [
             (
                 "[part]\nsice = 4",
                 &[],

@@ -42,52 +42,58 @@ impl FromStr for HumanDuration {
     }
 }
 
-/// A number of bytes, written `"10MiB"`, `"64KiB"`, `"4096B"` or plainly `4096`. Units are powers of 1,024.
+/// A number of bytes, written `"10MB"` (powers of 1,000), `"64KiB"` (powers of 1,024), `"4096B"` or plainly `4096`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
 impl ByteSize {
-    /// So many mebibytes.
+    /// So many megabytes of 1,000,000 bytes.
+    pub const fn mb(count: u64) -> Self {
+        Self(count * 1_000_000)
+    }
+
+    /// So many mebibytes of 1,048,576 bytes.
     pub const fn mib(count: u64) -> Self {
         Self(count << 20)
     }
 
     /// As a length in memory.
-    pub fn len(self) -> usize {
+    pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
-    }
-
-    /// Whether it is zero bytes.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
     }
 }
 
-const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+/// Printed with the first unit that divides the number.
+const UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("kB", 1_000),
+    ("B", 1),
+];
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, shift) in UNITS {
-            if self.0 >> shift << shift == self.0 && (self.0 >> shift > 0 || shift == 0) {
-                return write!(f, "{}{unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{}B", self.0)
+        let divides = |(_, bytes): &&(&str, u64)| self.0 >= *bytes && self.0.is_multiple_of(*bytes);
+        let (unit, bytes) = UNITS.iter().find(divides).unwrap_or(&("B", 1));
+        write!(f, "{}{unit}", self.0 / bytes)
     }
 }
 
 impl FromStr for ByteSize {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a size such as \"10MiB\" or \"64KiB\"");
+        let bad = || format!("{text:?} is not a size such as \"10MB\" or \"64KiB\"");
         let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
         let unit = text[digits.len()..].trim();
         let number: u64 = digits.trim().parse().map_err(|_| bad())?;
-        let shift = match unit {
-            "" => 0,
+        let bytes = match unit {
+            "" => 1,
             unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).ok_or_else(bad)?.1,
         };
-        number.checked_mul(1 << shift).map(Self).ok_or_else(bad)
+        number.checked_mul(bytes).map(Self).ok_or_else(bad)
     }
 }
 
@@ -141,6 +147,7 @@ mod tests {
             ("10MiB", 10 << 20, "10MiB"),
             ("64 kib", 64 << 10, "64KiB"),
             ("1500", 1500, "1500B"),
+            ("10 MB", 10_000_000, "10MB"),
             ("0", 0, "0B"),
             ("2GiB", 2 << 30, "2GiB"),
         ] {

@@ -15,8 +15,8 @@ use crate::RpcError;
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// What is kept back for the answer's way home: 2 ms, at most a tenth of the time given.
-    pub const RETURN_MARGIN: Duration = Duration::from_millis(2);
+    /// What is kept back for the answer's way home: 10 ms, at most a tenth of the time given.
+    pub const RETURN_MARGIN: Duration = Duration::from_millis(10);
 
     /// So long from now.
     pub fn after(timeout: Duration) -> Self {

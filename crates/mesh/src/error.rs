@@ -29,6 +29,8 @@ pub mod reason {
     pub const TOKEN_AUDIENCE: &str = "TOKEN_AUDIENCE";
     /// The token does not allow this call.
     pub const TOKEN_SCOPE: &str = "TOKEN_SCOPE";
+    /// The message is larger than the server takes.
+    pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
     /// A fault of ours; the log has the cause.
     pub const INTERNAL: &str = "INTERNAL";
     /// An answer that does not fit the protocol.

@@ -21,30 +21,41 @@ const MAX_SERVICES: usize = 256;
 /// The status of every service of one server. Cheap to clone; all clones are one registry.
 #[derive(Debug, Clone, Default)]
 pub struct HealthRegistry {
-    services: Arc<Mutex<HashMap<String, watch::Sender<ServingStatus>>>>,
+    services: Arc<Mutex<Services>>,
+}
+
+#[derive(Debug, Default)]
+struct Services {
+    senders: HashMap<String, watch::Sender<ServingStatus>>,
+    stopping: bool,
 }
 
 impl HealthRegistry {
     /// Sets the status of a service; the empty name is the server as a whole.
     pub fn set(&self, service: &str, status: ServingStatus) {
-        let mut services = self.services.lock().expect("no holder panics");
-        match services.get(service) {
+        let senders = &mut self.services.lock().expect("no holder panics").senders;
+        match senders.get(service) {
             Some(sender) => {
                 sender.send_replace(status);
             }
             None => {
-                services.insert(service.to_owned(), watch::Sender::new(status));
+                senders.insert(service.to_owned(), watch::Sender::new(status));
             }
         }
     }
 
-    /// Sets every known service, the server as a whole included.
-    pub fn set_all(&self, status: ServingStatus) {
-        let services = self.services.lock().expect("no holder panics");
-        for (_, sender) in
-            services.iter().filter(|(_, sender)| *sender.borrow() != ServingStatus::ServiceUnknown)
-        {
-            sender.send_replace(status);
+    /// The server is stopping: every known service is `NOT_SERVING`, and whoever watches is told so and hung up on,
+    /// so that an open watch holds no drain back.
+    pub fn stop(&self) {
+        let services = &mut *self.services.lock().expect("no holder panics");
+        services.stopping = true;
+        for sender in services.senders.values_mut() {
+            let status = match *sender.borrow() {
+                ServingStatus::ServiceUnknown => ServingStatus::ServiceUnknown,
+                _ => ServingStatus::NotServing,
+            };
+            // A receiver sees the last value of a dropped sender, then the end.
+            std::mem::replace(sender, watch::Sender::new(status)).send_replace(status);
         }
     }
 
@@ -56,19 +67,23 @@ impl HealthRegistry {
     fn status(&self, service: &str) -> Option<ServingStatus> {
         let services = self.services.lock().expect("no holder panics");
         services
+            .senders
             .get(service)
             .map(|sender| *sender.borrow())
             .filter(|status| *status != ServingStatus::ServiceUnknown)
     }
 
     fn watch(&self, service: String) -> Result<watch::Receiver<ServingStatus>, Status> {
-        let mut services = self.services.lock().expect("no holder panics");
-        if services.len() >= MAX_SERVICES && !services.contains_key(&service) {
+        let services = &mut *self.services.lock().expect("no holder panics");
+        let unknown = ServingStatus::ServiceUnknown;
+        if services.stopping {
+            let status = services.senders.get(&service).map_or(unknown, |sender| *sender.borrow());
+            return Ok(watch::Sender::new(status).subscribe());
+        }
+        if services.senders.len() >= MAX_SERVICES && !services.senders.contains_key(&service) {
             return Err(Status::resource_exhausted(format!("more than {MAX_SERVICES} services are watched")));
         }
-        let sender =
-            services.entry(service).or_insert_with(|| watch::Sender::new(ServingStatus::ServiceUnknown));
-        Ok(sender.subscribe())
+        Ok(services.senders.entry(service).or_insert_with(|| watch::Sender::new(unknown)).subscribe())
     }
 }
 
@@ -115,7 +130,23 @@ mod tests {
         assert_eq!(registry.check(request("late")).await.unwrap_err().code(), tonic::Code::NotFound);
         registry.set("late", ServingStatus::Serving);
         assert_eq!(stream.next().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
-        registry.set_all(ServingStatus::NotServing);
+        registry.set("late", ServingStatus::NotServing);
         assert_eq!(stream.next().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_says_so_to_every_watch_and_ends_it() {
+        let registry = HealthRegistry::default();
+        registry.set("known", ServingStatus::Serving);
+        let mut early = Health::watch(&registry, request("known")).await.unwrap().into_inner();
+        assert_eq!(early.next().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
+        registry.stop();
+        let mut late = Health::watch(&registry, request("known")).await.unwrap().into_inner();
+        for stream in [&mut early, &mut late] {
+            assert_eq!(stream.next().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
+            assert!(stream.next().await.is_none());
+        }
+        let answer = registry.check(request("known")).await.unwrap().into_inner();
+        assert_eq!(answer.status, ServingStatus::NotServing as i32);
     }
 }

@@ -5,18 +5,34 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 use http::{HeaderName, HeaderValue, Method};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::server::TcpIncoming};
+use tonic::{Code, Status, body::Body, service::Routes, transport::server::TcpIncoming};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{info, warn};
 
 use crate::{
-    client::{CONNECTION_WINDOW, MAX_FRAME, STREAM_WINDOW},
+    error::{RpcError, reason},
     health::HealthRegistry,
 };
 
-/// Calls one connection may have open at once.
-const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// What one connection may hold of the server's memory before a call has been read (HTTP/2 flow control).
+#[derive(Debug, Clone, Copy)]
+struct Windows {
+    /// Bytes on their way in one call.
+    stream: u32,
+    /// Bytes on their way on the connection.
+    connection: u32,
+    /// Bytes in one HTTP/2 frame.
+    frame: u32,
+    /// Calls open at once.
+    calls: u32,
+}
+
+/// For clients, of whom there are very many: a usual image is one window, a connection holds 1 MiB.
+const EDGE: Windows = Windows { stream: 256 << 10, connection: 1 << 20, frame: 64 << 10, calls: 128 };
+/// For other services, of which there are few: several resized frames (150 to 300 KB each) fit on a stream and dozens
+/// on a connection, so that a message is never cut into many round trips.
+const INSIDE: Windows = Windows { stream: 4 << 20, connection: 32 << 20, frame: 256 << 10, calls: 1024 };
 /// A silent client is asked for a sign of life this often, and dropped after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -98,7 +114,7 @@ pub struct Server {
     pub routes: Routes,
     /// The gRPC names of the services, for health.
     pub service_names: Vec<&'static str>,
-    /// Set for the public edge.
+    /// Set for the public edge, whose connections also get less memory each.
     pub web: Option<WebOptions>,
     /// How long a drain may take.
     pub drain_timeout: Duration,
@@ -118,13 +134,13 @@ impl Server {
         let routes = self
             .routes
             .add_service(health.service())
-            .add_service(reflection())
-            .add_service(reflection_v1alpha());
+            .add_service(reflection(&self.service_names))
+            .add_service(reflection_v1alpha(&self.service_names));
         let signal = {
             let (lifecycle, health) = (lifecycle.clone(), health.clone());
             async move {
                 lifecycle.draining().await;
-                health.set_all(ServingStatus::NotServing);
+                health.stop();
             }
         };
         let serving =
@@ -138,7 +154,10 @@ impl Server {
         match tokio::time::timeout(self.drain_timeout, &mut serving).await {
             Ok(ended) => ended,
             Err(_) => {
-                warn!(server = self.name, "calls still open after {:?} were cut", self.drain_timeout);
+                warn!(
+                    server = self.name,
+                    "calls still open after {:?} end with the process", self.drain_timeout
+                );
                 Ok(())
             }
         }
@@ -151,25 +170,42 @@ async fn serve(
     web: Option<WebOptions>,
     signal: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
+    let windows = if web.is_some() { EDGE } else { INSIDE };
     let builder = tonic::transport::Server::builder()
         .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(MAX_FRAME)
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
+        .max_frame_size(windows.frame)
+        .max_concurrent_streams(windows.calls)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE));
     match web {
-        None => builder.clone().add_routes(routes).serve_with_incoming_shutdown(incoming, signal).await,
+        None => {
+            let explained = tower::util::MapResponseLayer::new(explain);
+            builder.layer(explained).add_routes(routes).serve_with_incoming_shutdown(incoming, signal).await
+        }
         Some(web) => {
             builder
                 .accept_http1(true)
                 .layer(cors(&web))
                 .layer(tonic_web::GrpcWebLayer::new())
+                .layer(tower::util::MapResponseLayer::new(explain))
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(incoming, signal)
                 .await
         }
+    }
+}
+
+/// Gives the one error that the transport itself answers a reason like every other (P8): a message over the size limit,
+/// which is turned away before it is read.
+fn explain(response: http::Response<Body>) -> http::Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::OutOfRange && status.details().is_empty() => {
+            Status::from(RpcError::new(Code::OutOfRange, reason::MESSAGE_TOO_LARGE, status.message()))
+                .into_http()
+        }
+        _ => response,
     }
 }
 
@@ -195,14 +231,30 @@ fn cors(web: &WebOptions) -> CorsLayer {
         .max_age(Duration::from_secs(3600))
 }
 
+/// What every port serves besides its own services.
+const ON_EVERY_PORT: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 macro_rules! reflection {
     ($name:ident, $build:ident, $module:ident) => {
-        fn $name() -> tonic_reflection::server::$module::ServerReflectionServer<
-            impl tonic_reflection::server::$module::ServerReflection,
+        /// Lists what this port serves, and describes any of our messages.
+        fn $name(
+            services: &[&'static str],
+        ) -> tonic_reflection::server::$module::ServerReflectionServer<
+            impl tonic_reflection::server::$module::ServerReflection + use<>,
         > {
-            tonic_reflection::server::Builder::configure()
+            let names = services.iter().copied().chain(ON_EVERY_PORT);
+            names
+                .fold(tonic_reflection::server::Builder::configure(), |builder, name| {
+                    builder.with_service_name(name)
+                })
                 .register_encoded_file_descriptor_set(sightline_proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
                 .$build()
                 .expect("the checked-in descriptors are valid: every server's start proves it")
         }

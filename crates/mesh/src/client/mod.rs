@@ -11,13 +11,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// HTTP/2 flow-control windows, both ways: several resized frames (150 to 300 KB each) fit on a stream and dozens on a
-/// connection, so that a message is never cut into many round trips.
-pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
+/// HTTP/2 flow-control windows for answers: scores, decisions and acknowledgements are small, lists of models larger.
+const STREAM_WINDOW: u32 = 1 << 20;
 /// See [`STREAM_WINDOW`].
-pub(crate) const CONNECTION_WINDOW: u32 = 32 << 20;
-/// Fewer, larger frames for messages of hundreds of KB.
-pub(crate) const MAX_FRAME: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 /// A silent connection is asked for a sign of life this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// A replica that takes longer to accept a connection is as good as down.

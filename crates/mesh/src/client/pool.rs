@@ -29,9 +29,9 @@ use crate::{Deadline, RpcError};
 /// What a message from the server means to the pool.
 #[derive(Debug)]
 pub enum Message<A> {
-    /// The answer to the message with this id.
+    /// The answer to the message with this id; it gives the message's credit back.
     Answer(u64, A),
-    /// So many more messages may be sent.
+    /// So many more messages may be unanswered at once.
     Credits(usize),
     /// The server is about to stop: answers still come, new messages go elsewhere.
     Drain,
@@ -56,9 +56,8 @@ pub trait Lane: Send + Sync + 'static {
     /// Reads a message of the server.
     fn read(&self, inbound: Self::Inbound) -> Result<Message<Self::Answer>, RpcError>;
 
-    /// Messages that may be sent before the server granted any; an answer gives its credit back.
-    /// `None`: the server grants every credit itself.
-    fn own_credits(&self) -> Option<usize>;
+    /// How many messages may be unanswered before the server granted any: 0 where it grants them all itself.
+    fn initial_credits(&self) -> usize;
 
     /// The message that says nobody waits for `id` any more, where the protocol has one.
     fn cancel(&self, id: u64) -> Option<Self::Outbound> {
@@ -193,7 +192,7 @@ impl<L: Lane> StreamPool<L> {
         let service = self.shared.endpoints.service();
         let mut waiting = Waiting::new(session, &self.shared.lane);
         match deadline.bound(service, session.credits.acquire()).await? {
-            // The answer, or the server, gives the credit back.
+            // The answer gives the credit back, whether or not somebody still waits for it.
             Ok(credit) => credit.forget(),
             Err(_closed) => return Ok(None),
         }
@@ -235,9 +234,6 @@ impl<L: Lane> Drop for Waiting<'_, L> {
             Some(pending) => pending.remove(&id).is_some(),
             None => false,
         };
-        if abandoned && self.lane.own_credits().is_some() {
-            self.session.credits.add_permits(1);
-        }
         if abandoned && let Some(message) = self.lane.cancel(id) {
             // Best effort: a full buffer means the server is behind, and it checks deadlines itself.
             self.session.outbound.try_send(message).ok();
@@ -257,7 +253,7 @@ async fn supervise<L: Lane>(shared: Arc<Shared<L>>, uri: String, channel: Channe
                 let session = Arc::new(Session {
                     outbound,
                     pending: Mutex::new(Some(HashMap::new())),
-                    credits: Semaphore::new(shared.lane.own_credits().unwrap_or(0)),
+                    credits: Semaphore::new(shared.lane.initial_credits()),
                     in_flight: AtomicUsize::new(0),
                     next_id: AtomicU64::new(1),
                 });
@@ -291,10 +287,14 @@ async fn read<L: Lane>(
     session: &Arc<Session<L>>,
     mut inbound: Streaming<L::Inbound>,
 ) -> Result<(), RpcError> {
+    let mut draining = false;
     while let Some(message) = inbound.message().await.map_err(|status| RpcError::from_status(&status))? {
         match shared.lane.read(message)? {
             Message::Credits(count) => session.credits.add_permits(count),
-            Message::Drain => leave(shared, session),
+            Message::Drain => {
+                draining = true;
+                leave(shared, session);
+            }
             Message::Answer(id, answer) => {
                 let waiting = session
                     .pending
@@ -302,14 +302,16 @@ async fn read<L: Lane>(
                     .expect("no holder panics")
                     .as_mut()
                     .and_then(|pending| pending.remove(&id));
-                // Nobody waits any more when the caller's deadline passed meanwhile; its credit came back then.
+                session.credits.add_permits(1);
+                // Nobody waits any more when the caller's deadline passed meanwhile.
                 if let Some(waiting) = waiting {
-                    if shared.lane.own_credits().is_some() {
-                        session.credits.add_permits(1);
-                    }
                     waiting.send(answer).ok();
                 }
             }
+        }
+        // The server waits for our end of the stream; a caller that was about to send moves to another session.
+        if draining && session.in_flight.load(Ordering::Relaxed) == 0 {
+            break;
         }
     }
     Ok(())

@@ -24,7 +24,7 @@ pub struct InferResponse {
 pub mod infer_response {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Message {
-        /// The first message of the stream and then one for every answer.
+        /// The first message: how many tensors may be unanswered at once. An answer gives its credit back; later messages grant more.
         #[prost(message, tag = "1")]
         Credits(super::Credits),
         #[prost(message, tag = "2")]
@@ -64,7 +64,7 @@ pub struct CancelTensor {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Credits {
-    /// How many more tensors the client may send.
+    /// How many more tensors may be unanswered at once.
     #[prost(uint32, tag = "1")]
     pub granted: u32,
 }
@@ -173,6 +173,8 @@ pub enum PixelFormat {
     U8 = 1,
     /// Two bytes, little endian, 0..65535 for 0..255.
     U16 = 2,
+    /// Four bytes, IEEE 754 little endian, 0..255.
+    F32 = 3,
 }
 impl PixelFormat {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -184,6 +186,7 @@ impl PixelFormat {
             Self::Unspecified => "PIXEL_FORMAT_UNSPECIFIED",
             Self::U8 => "PIXEL_FORMAT_U8",
             Self::U16 => "PIXEL_FORMAT_U16",
+            Self::F32 => "PIXEL_FORMAT_F32",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -192,6 +195,7 @@ impl PixelFormat {
             "PIXEL_FORMAT_UNSPECIFIED" => Some(Self::Unspecified),
             "PIXEL_FORMAT_U8" => Some(Self::U8),
             "PIXEL_FORMAT_U16" => Some(Self::U16),
+            "PIXEL_FORMAT_F32" => Some(Self::F32),
             _ => None,
         }
     }
@@ -334,6 +338,17 @@ pub mod classifier_service_client {
     pub struct ClassifierServiceClient<T> {
         inner: tonic::client::Grpc<T>,
     }
+    impl ClassifierServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
     impl<T> ClassifierServiceClient<T>
     where
         T: tonic::client::GrpcService<tonic::body::Body>,
@@ -399,7 +414,7 @@ pub mod classifier_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Pixels in, scores out, in any order. The client sends no more tensors than the server granted credits.
+        /// Pixels in, scores out, in any order. No more tensors are unanswered than the server granted credits.
         pub async fn infer(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::InferRequest>,
@@ -477,7 +492,7 @@ pub mod classifier_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Pixels in, scores out, in any order. The client sends no more tensors than the server granted credits.
+        /// Pixels in, scores out, in any order. No more tensors are unanswered than the server granted credits.
         async fn infer(
             &self,
             request: tonic::Request<tonic::Streaming<super::InferRequest>>,

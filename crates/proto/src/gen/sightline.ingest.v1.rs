@@ -179,6 +179,17 @@ pub mod ingest_service_client {
     pub struct IngestServiceClient<T> {
         inner: tonic::client::Grpc<T>,
     }
+    impl IngestServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
     impl<T> IngestServiceClient<T>
     where
         T: tonic::client::GrpcService<tonic::body::Body>,
