@@ -1,1 +1,24 @@
-//! sightline-telemetry
+//! What the mesh says of itself: logs, metrics and the small HTTP server that shows them to operators.
+//!
+//! - [`logs::init`]: human-readable lines on a terminal, one JSON object a line elsewhere, always on standard error.
+//! - [`metrics::recorder`]: the process's Prometheus registry.
+//! - [`admin::Admin`]: `/metrics`, `/livez` and `/readyz` over plain HTTP, on a port of its own so that it never shares
+//!   the public edge.
+//!
+//! Pixels, tokens and hashes never go into a field of either (promise P6); user ids never into a label.
+
+pub mod admin;
+pub mod logs;
+pub mod metrics;
+
+sightline_config::settings! {
+    /// What the process tells operators.
+    pub struct TelemetryConfig in "telemetry" {
+        /// What is logged: a level, or directives such as "info,sightline_mesh=debug".
+        pub log: String = "info".into(),
+        /// How: "text", "json", or "auto" (text on a terminal, JSON elsewhere).
+        pub log_format: logs::Format = logs::Format::Auto,
+        /// Where /metrics, /livez and /readyz are served over HTTP; unset: nowhere.
+        pub admin_listen: Option<std::net::SocketAddr> = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 7400))),
+    }
+}

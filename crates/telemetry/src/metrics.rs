@@ -1,0 +1,29 @@
+//! The process's metrics, in Prometheus's text format.
+
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Bounds of every duration histogram, in seconds: from a cache hit (20 µs) to the longest deadline (10 s).
+const SECONDS: [f64; 14] =
+    [0.00002, 0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0];
+/// Bounds of every histogram of counts, such as a batch's size.
+const COUNTS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0, 8192.0];
+
+static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// The handle that renders the metrics. The first call makes the registry and installs it for the process.
+pub fn recorder() -> &'static PrometheusHandle {
+    RECORDER.get_or_init(|| {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+            .and_then(|builder| builder.set_buckets(&COUNTS))
+            .expect("the constant lists of bounds are not empty")
+            .build_recorder();
+        let handle = recorder.handle();
+        // Another recorder can only be there if a library installed one; then ours shows nothing, and serves on.
+        ::metrics::set_global_recorder(recorder).ok();
+        ::metrics::gauge!("sightline_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        handle
+    })
+}
