@@ -1,1 +1,97 @@
-//! sightline-ratelimiter
+//! The rate limiter: says whether a caller may go on, by all the rules that apply to it at once.
+//!
+//! The way of a check: [`service`] validates the message → [`rules`] finds the rules that apply → a [`store`] looks
+//! at their counters and charges all or none, by [`gcra`] → the answer says how each rule stands and, when refused,
+//! when to come back.
+//!
+//! Invariants
+//! - Over any window of length `W` a counter admits at most `burst + W · limit / per` hits.
+//! - A refused check charges nothing; an admitted one charges every rule that applies.
+//! - After exactly `retry_after`, and not before, the same check passes if nobody else asks.
+//! - Memory is bounded by `max_keys`, whatever callers send; values sent are hashed, not kept.
+//! - A bad check is answered with an error of its own and costs no other check of its stream anything.
+//!
+//! Deliberately absent: leases and refunds, more than one replica sharing counters (a Redis [`store::Store`] will),
+//! reload of rules.
+
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod gcra;
+pub mod rules;
+pub mod service;
+pub mod store;
+
+use std::sync::Arc;
+
+use sightline_mesh::server::Lifecycle;
+use sightline_proto::ratelimiter::rate_limiter_service_server::{
+    RateLimiterService, RateLimiterServiceServer, SERVICE_NAME,
+};
+
+pub use crate::config::RateLimiterConfig;
+use crate::{
+    config::ValueError,
+    rules::{RuleSet, RulesError},
+    service::{MAX_MESSAGE_BYTES, Service},
+    store::memory::MemoryStore,
+};
+
+/// What the rate limiter needs of the process it runs in.
+#[derive(Debug, Clone, Default)]
+pub struct Deps {
+    /// Streams end when it drains.
+    pub lifecycle: Lifecycle,
+}
+
+/// Why the rate limiter cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A value of the section.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    /// The rules.
+    #[error("`ratelimiter.rules`: {0}")]
+    Rules(#[from] RulesError),
+}
+
+/// A rate limiter ready to be served.
+pub struct RateLimiter {
+    rules: Arc<RuleSet>,
+    service: Service<MemoryStore>,
+}
+
+impl std::fmt::Debug for RateLimiter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RateLimiter").field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
+/// Reads the rules and prepares an empty store in memory with its sweeper, a task that ends with the rate limiter.
+/// Called inside a tokio runtime, after the metrics recorder is installed.
+///
+/// # Errors
+/// [`BuildError`] naming the setting, or the rule and its field.
+pub fn build(config: &RateLimiterConfig, deps: Deps) -> Result<RateLimiter, BuildError> {
+    config.validate()?;
+    let rules = Arc::new(RuleSet::load(&config.rules)?);
+    let store = Arc::new(MemoryStore::new(config.max_keys));
+    tokio::spawn(Arc::clone(&store).keep_swept(config.idle_sweep.0));
+    let service = Service::new(Arc::clone(&rules), store, deps.lifecycle, config.max_in_flight);
+    Ok(RateLimiter { rules, service })
+}
+
+impl RateLimiter {
+    /// The gRPC name of the service, for health.
+    pub const SERVICE_NAME: &'static str = SERVICE_NAME;
+
+    /// The rules in force, in the order of their file.
+    pub fn rules(&self) -> &RuleSet {
+        &self.rules
+    }
+
+    /// The tonic service with its message sizes set, to be put behind a guard and into routes.
+    pub fn into_service(self) -> RateLimiterServiceServer<impl RateLimiterService> {
+        RateLimiterServiceServer::new(self.service).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
