@@ -1,0 +1,102 @@
+//! The settings of the stats service.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sightline_config::{ByteSize, HumanDuration};
+
+/// What an acknowledged event survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// SIGKILL of the process: the commit is in the kernel's page cache (SQLite `synchronous = NORMAL`).
+    Process,
+    /// Loss of power too: every group of batches ends in an fsync (SQLite `synchronous = FULL`).
+    Power,
+}
+
+sightline_config::settings! {
+    /// The stats service: counts finished frames, exactly once each, and answers questions about them.
+    pub struct StatsConfig in "stats" {
+        /// Where to listen.
+        pub listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7404)),
+        /// The SQLite file; a relative path is under the data directory. ":memory:" keeps nothing after the process ends.
+        pub database: PathBuf = "stats.db".into(),
+        /// What an acknowledged event survives: "power" (loss of power too: an fsync per group commit, which took up to
+        /// a quarter off a peak of 190,000 events/s) or "process" (SIGKILL of the process only: for disks whose fsync is
+        /// slow). Under "process" the file stays whole when power is lost, but the last seconds may be missing.
+        pub durability: Durability = Durability::Power,
+        /// SQLite's page cache of the writer. The index of event ids is read at random when ids are random.
+        pub cache_size: ByteSize = ByteSize::mib(64),
+        /// Events in one batch at most. The protocol says 5,000: more makes messages over 4 MiB likely.
+        pub max_batch_events: usize = 5_000,
+        /// A group commit closes when it holds this many events: enough to make the commit itself cheap, few enough
+        /// that it takes about a tenth of a second.
+        pub commit_max_events: usize = 10_000,
+        /// A group commit waits this long for more batches. Longer saves commits, shorter acknowledges sooner.
+        pub commit_max_wait: HumanDuration = HumanDuration::from_millis(5),
+        /// Events that may wait to be committed; past it the answer is RESOURCE_EXHAUSTED. About 200 bytes each.
+        pub queue_events: usize = 100_000,
+        /// Batches that may wait to be committed: what bounds very small batches.
+        pub queue_batches: usize = 1_024,
+        /// Unanswered batches of one stream; the stream is not read further until one is answered.
+        pub max_in_flight_batches: usize = 64,
+        /// Threads that answer queries, each with a connection of its own. Queries read, they do not disturb writes.
+        pub query_threads: usize = 2,
+        /// Queries that may wait for a thread; past it the answer is RESOURCE_EXHAUSTED.
+        pub queue_queries: usize = 64,
+        /// A query is given up after this, or at its caller's earlier deadline.
+        pub query_timeout: HumanDuration = HumanDuration::from_secs(30),
+        /// How long event ids are remembered. Older events are refused, because they could count twice. An id takes
+        /// about 30 bytes.
+        pub dedupe_window: HumanDuration = HumanDuration::from_secs(7 * 24 * 3600),
+        /// How long a stop may take: read batches are committed and answered within it.
+        pub drain_timeout: HumanDuration = HumanDuration::from_secs(10),
+    }
+}
+
+impl StatsConfig {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// A sentence naming the key.
+    pub fn validate(&self) -> Result<(), String> {
+        for (key, value) in [
+            ("max_batch_events", self.max_batch_events),
+            ("commit_max_events", self.commit_max_events),
+            ("queue_batches", self.queue_batches),
+            ("max_in_flight_batches", self.max_in_flight_batches),
+            ("query_threads", self.query_threads),
+            ("queue_queries", self.queue_queries),
+        ] {
+            if value == 0 {
+                return Err(format!("`stats.{key}` must be at least 1"));
+            }
+        }
+        if self.queue_events < self.max_batch_events {
+            return Err(format!(
+                "`stats.queue_events` ({}) must hold at least one batch of `stats.max_batch_events` ({})",
+                self.queue_events, self.max_batch_events
+            ));
+        }
+        // One hour is what the rollups can tell apart, and what clocks may be ahead.
+        if self.dedupe_window.as_secs() < 2 * 3600 {
+            return Err("`stats.dedupe_window` must be at least 2h".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_nonsense_is_named() {
+        assert_eq!(StatsConfig::default().validate(), Ok(()));
+        let bad = StatsConfig { queue_events: 10, ..StatsConfig::default() };
+        assert!(bad.validate().unwrap_err().contains("`stats.queue_events` (10)"));
+        let bad = StatsConfig { query_threads: 0, ..StatsConfig::default() };
+        assert_eq!(bad.validate().unwrap_err(), "`stats.query_threads` must be at least 1");
+    }
+}
