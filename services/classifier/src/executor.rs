@@ -1,0 +1,175 @@
+//! The threads that own a model. Started once, named, never a tokio worker: libtorch keeps state per thread.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use sightline_model::manifest::{Manifest, Output};
+use tracing::{debug, error};
+
+use crate::{
+    backend::{Backend, BackendError, Executor},
+    error::ClassifierError,
+    events,
+    pixels::{Scaling, softmax},
+    queue::{Done, Entry, Queue},
+};
+
+/// Batch sizes that the measurement at start tries.
+const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+/// Runs of each size; the fastest counts, because everything else on the machine only ever makes a run slower.
+const CALIBRATION_RUNS: usize = 4;
+/// A larger batch must cost at most this much more per tensor than the best: it also costs latency.
+const WORTHWHILE: f64 = 1.02;
+
+/// What every executor of a model shares.
+pub(crate) struct Plan {
+    pub(crate) manifest: Manifest,
+    pub(crate) folder: std::path::PathBuf,
+    /// "name@version".
+    pub(crate) name: String,
+    pub(crate) scaling: Scaling,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) backend: Arc<dyn Backend>,
+}
+
+/// Starts `count` executors; each has loaded and tried its model when this returns. Gives the threads and the
+/// largest batch they take: `max_batch`, or when that is 0 the size the first executor measured as best.
+pub(crate) fn start(
+    plan: &Arc<Plan>,
+    count: usize,
+    max_batch: usize,
+) -> Result<(Vec<JoinHandle<()>>, usize), crate::StartError> {
+    let mut threads = Vec::with_capacity(count);
+    let mut batch = max_batch;
+    for index in 0..count {
+        let (ready, started) = mpsc::sync_channel(1);
+        let plan_here = Arc::clone(plan);
+        let handle = thread::Builder::new().name(format!("executor-{index}")).spawn(move || {
+            let mut worker = match Worker::new(plan_here, batch) {
+                Ok(worker) => worker,
+                Err(problem) => return drop(ready.send(Err(problem))),
+            };
+            if ready.send(Ok(worker.max_batch)).is_ok() {
+                worker.run();
+            }
+        })?;
+        let lost = || BackendError("the executor thread ended while it loaded the model".into());
+        let outcome = started.recv().unwrap_or_else(|_| Err(lost()));
+        batch = outcome.map_err(|source| crate::StartError::Backend { model: plan.name.clone(), source })?;
+        threads.push(handle);
+    }
+    Ok((threads, batch))
+}
+
+struct Worker {
+    plan: Arc<Plan>,
+    executor: Box<dyn Executor>,
+    max_batch: usize,
+    input: Vec<f32>,
+    output: Vec<f32>,
+}
+
+impl Worker {
+    /// Loads the model on this thread, checks the shape of its answer and measures batch sizes where asked to.
+    fn new(plan: Arc<Plan>, max_batch: usize) -> Result<Self, BackendError> {
+        plan.backend.prepare_thread();
+        let executor = plan.backend.load(&plan.manifest, Path::new(&plan.folder))?;
+        let mut worker = Self { plan, executor, max_batch, input: Vec::new(), output: Vec::new() };
+        worker.measure(1)?;
+        if max_batch == 0 {
+            worker.max_batch = worker.calibrate()?;
+        } else {
+            worker.measure(max_batch)?;
+        }
+        Ok(worker)
+    }
+
+    fn calibrate(&mut self) -> Result<usize, BackendError> {
+        let mut per_tensor = Vec::new();
+        for size in BATCH_SIZES {
+            let mut fastest = Duration::MAX;
+            for _ in 0..CALIBRATION_RUNS {
+                fastest = fastest.min(self.measure(size)?);
+            }
+            per_tensor.push((size, fastest.as_secs_f64() / size as f64));
+            // On a CPU larger batches only lose: stop looking once they do.
+            if per_tensor.len() > 2 && per_tensor[per_tensor.len() - 1].1 > per_tensor[0].1 * WORTHWHILE {
+                break;
+            }
+        }
+        let best = per_tensor.iter().map(|(_, cost)| *cost).fold(f64::MAX, f64::min);
+        let chosen = per_tensor.iter().find(|(_, cost)| *cost <= best * WORTHWHILE);
+        debug!(model = self.plan.name, ?per_tensor, "measured batch sizes");
+        Ok(chosen.map_or(1, |(size, _)| *size))
+    }
+
+    /// One run of grey pixels.
+    fn measure(&mut self, size: usize) -> Result<Duration, BackendError> {
+        self.input.clear();
+        self.input.resize(self.plan.scaling.values() * size, 0.5);
+        let since = Instant::now();
+        self.infer(size)?;
+        Ok(since.elapsed())
+    }
+
+    fn run(&mut self) {
+        while let Some(batch) = self.plan.queue.take(self.max_batch) {
+            if !batch.is_empty() {
+                self.classify(batch);
+            }
+        }
+    }
+
+    fn classify(&mut self, batch: Vec<Entry>) {
+        let size = batch.len();
+        let since = Instant::now();
+        self.input.clear();
+        for entry in &batch {
+            self.plan.scaling.append(&entry.pixels, &mut self.input);
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.infer(size)))
+            .unwrap_or_else(|_| Err(BackendError("the executor panicked".into())));
+        let inference = since.elapsed();
+        events::batch_run(&self.plan.name, size, inference);
+        if let Err(problem) = &outcome {
+            error!(model = self.plan.name, size, "a batch failed: {problem}");
+        }
+        let classes = self.plan.manifest.classes.len();
+        for (index, entry) in batch.into_iter().enumerate() {
+            let result = match &outcome {
+                Ok(()) => Ok(Done {
+                    scores: self.output[index * classes..][..classes].to_vec(),
+                    queued: since.saturating_duration_since(entry.since),
+                    inference,
+                    batch_size: size,
+                }),
+                Err(problem) => Err(ClassifierError::Model(problem.clone())),
+            };
+            (entry.reply)(result);
+        }
+    }
+
+    /// Runs what is in `input`; leaves checked probabilities in `output`.
+    fn infer(&mut self, size: usize) -> Result<(), BackendError> {
+        let classes = self.plan.manifest.classes.len();
+        self.executor.run(&self.input, size, &mut self.output)?;
+        if self.output.len() != size * classes {
+            return Err(BackendError(format!(
+                "the module gives {} values for {size} images where model.toml names {classes} classes",
+                self.output.len()
+            )));
+        }
+        if self.output.iter().any(|value| !value.is_finite()) {
+            return Err(BackendError("the module gives values that are not finite".into()));
+        }
+        if self.plan.manifest.output == Output::Logits {
+            softmax(&mut self.output, classes);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! From pixels as they travel to the numbers a model takes.
+
+use sightline_model::manifest::{Input, Transport};
+use sightline_proto::classifier::PixelFormat;
+
+/// How one byte or two become a value: `value × factor[c] + offset[c]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Scaling {
+    format: PixelFormat,
+    channels: usize,
+    factor: Vec<f32>,
+    offset: Vec<f32>,
+    values: usize,
+}
+
+impl Scaling {
+    /// The manifest's `(pixel × scale − mean[c]) ÷ std[c]`, where a `u16` pixel is the `u8` one times 257.
+    pub(crate) fn new(input: &Input) -> Self {
+        let (format, unit) = match input.transport {
+            Transport::U8 => (PixelFormat::U8, 1.0),
+            Transport::U16 => (PixelFormat::U16, 257.0),
+            Transport::F32 => (PixelFormat::F32, 1.0),
+        };
+        let channels = input.channels as usize;
+        let factor = |c: usize| (input.scale / unit / input.std[c]) as f32;
+        let offset = |c: usize| (-input.mean[c] / input.std[c]) as f32;
+        Self {
+            format,
+            channels,
+            factor: (0..channels).map(factor).collect(),
+            offset: (0..channels).map(offset).collect(),
+            values: input.width as usize * input.height as usize * channels,
+        }
+    }
+
+    /// The encoding this model's pixels travel in.
+    pub(crate) fn format(&self) -> PixelFormat {
+        self.format
+    }
+
+    /// Numbers in one image.
+    pub(crate) fn values(&self) -> usize {
+        self.values
+    }
+
+    /// Bytes of one image.
+    pub(crate) fn bytes(&self) -> usize {
+        let width = match self.format {
+            PixelFormat::F32 => 4,
+            PixelFormat::U16 => 2,
+            _ => 1,
+        };
+        self.values * width
+    }
+
+    /// Appends one image's numbers to `out`; `pixels` has [`Scaling::bytes`] bytes.
+    pub(crate) fn append(&self, pixels: &[u8], out: &mut Vec<f32>) {
+        let uniform =
+            self.factor.windows(2).all(|w| w[0] == w[1]) && self.offset.windows(2).all(|w| w[0] == w[1]);
+        let (factor, offset) = (self.factor[0], self.offset[0]);
+        match (self.format, uniform) {
+            (PixelFormat::U16, true) => {
+                let wide = pixels.as_chunks::<2>().0.iter();
+                out.extend(wide.map(|two| f32::from(u16::from_le_bytes(*two)) * factor + offset));
+            }
+            (PixelFormat::F32, _) => {
+                let words = pixels.as_chunks::<4>().0.iter().enumerate();
+                out.extend(words.map(|(at, four)| self.scale(at, f32::from_le_bytes(*four))));
+            }
+            (_, true) => out.extend(pixels.iter().map(|byte| f32::from(*byte) * factor + offset)),
+            (PixelFormat::U16, false) => {
+                let wide = pixels.as_chunks::<2>().0.iter().enumerate();
+                out.extend(wide.map(|(at, two)| self.scale(at, f32::from(u16::from_le_bytes(*two)))));
+            }
+            (_, false) => {
+                out.extend(pixels.iter().enumerate().map(|(at, byte)| self.scale(at, f32::from(*byte))));
+            }
+        }
+    }
+
+    fn scale(&self, at: usize, value: f32) -> f32 {
+        value * self.factor[at % self.channels] + self.offset[at % self.channels]
+    }
+}
+
+/// Turns each row of logits into probabilities that sum to 1.
+pub(crate) fn softmax(rows: &mut [f32], classes: usize) {
+    for row in rows.chunks_exact_mut(classes) {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        row.iter_mut().for_each(|value| *value = (*value - largest).exp());
+        let sum: f32 = row.iter().sum();
+        row.iter_mut().for_each(|value| *value /= sum);
+    }
+}
