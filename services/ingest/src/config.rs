@@ -1,0 +1,153 @@
+//! Settings of ingest.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use sightline_config::{ByteSize, HumanDuration};
+
+/// What happens to frames while no rate limiter can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenAway {
+    /// They pass, counted.
+    Open,
+    /// They are refused.
+    Closed,
+}
+
+sightline_config::settings! {
+    /// The public edge.
+    pub struct IngestConfig in "ingest" {
+        /// Where clients connect, by gRPC or grpc-web.
+        pub listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7401)),
+        /// Replicas of the classifier.
+        pub classifier: Vec<String> = vec!["http://127.0.0.1:7402".into()],
+        /// Replicas of the rate limiter.
+        pub ratelimiter: Vec<String> = vec!["http://127.0.0.1:7403".into()],
+        /// Replicas of the statistics.
+        pub stats: Vec<String> = vec!["http://127.0.0.1:7404".into()],
+        /// Web origins that may call by grpc-web, such as "https://app.example.com"; "*" for all.
+        pub cors_origins: Vec<String> = vec![],
+        /// The largest encoded image (R2).
+        pub max_image: ByteSize = ByteSize::mb(10),
+        /// The largest message: a batch of images. At least `max_image` and an eighth are always taken.
+        pub max_message: ByteSize = ByteSize::mib(32),
+        /// The most pixels of a decoded image: an 8K screen has 33 million.
+        pub max_pixels: u64 = 40_000_000,
+        /// The longest side of an image in pixels.
+        pub max_side: u32 = 16_384,
+        /// Bytes of images held at once, over all clients; past it the answer is RESOURCE_EXHAUSTED.
+        pub max_bytes_in_flight: ByteSize = ByteSize::mib(512),
+        /// Images decoded at once. 0: one per core. Each may hold `max_pixels` × 4 bytes.
+        pub decoders: usize = 0,
+        /// The longest a frame may take, when its caller gives no deadline or a later one.
+        pub max_timeout: HumanDuration = HumanDuration::from_secs(10),
+        /// Frames in one batch call.
+        pub max_batch: usize = 64,
+        /// Frames of one batch call worked on at once.
+        pub batch_concurrency: usize = 16,
+        /// Frames a stream may have unanswered; past it the stream is not read.
+        pub stream_in_flight: usize = 64,
+        /// Streams one user may have open (C10). 0: any number.
+        pub max_streams_per_user: usize = 3,
+        /// A stream that says nothing for this long is ended.
+        pub stream_idle_timeout: HumanDuration = HumanDuration::from_secs(60),
+        /// Verdicts kept in memory by the digest of the image (R5).
+        pub cache_entries: u64 = 10_000,
+        /// How long a verdict is kept (R3, R5). Zero turns the cache off.
+        pub cache_ttl: HumanDuration = HumanDuration::from_secs(30),
+        /// Streams to each classifier replica.
+        pub classifier_streams: usize = 2,
+        /// How long a frame waits for the rate limiter before `ratelimiter_away` decides.
+        pub ratelimiter_timeout: HumanDuration = HumanDuration::from_millis(250),
+        /// While no rate limiter can be reached frames pass ("open") or are refused ("closed").
+        pub ratelimiter_away: WhenAway = WhenAway::Open,
+        /// Events held until the statistics acknowledge them, about 300 bytes each; past it new ones are dropped and counted.
+        pub record_buffer: usize = 100_000,
+        /// Events sent to the statistics in one batch.
+        pub record_batch: usize = 500,
+        /// How long an event waits for its batch to fill.
+        pub record_linger: HumanDuration = HumanDuration::from_millis(50),
+        /// How long calls and unsent events may take to finish when the process is asked to stop.
+        pub drain_timeout: HumanDuration = HumanDuration::from_secs(10),
+    }
+}
+
+sightline_config::settings! {
+    /// How scores become a level. A model's classes have roles: `explicit` and `suggestive` sum up their probabilities.
+    pub struct PolicyConfig in "policy" {
+        /// Shown in every verdict.
+        pub name: String = "default".into(),
+        /// Shown in every verdict; change it with the numbers.
+        pub version: String = "1".into(),
+        /// SEVERE from this probability of explicit classes on.
+        pub severe: f32 = 0.95,
+        /// EXPLICIT from this probability of explicit classes on.
+        pub explicit: f32 = 0.70,
+        /// SUGGESTIVE from this probability of explicit and suggestive classes together on.
+        pub suggestive: f32 = 0.60,
+        /// MILD from this probability of explicit and suggestive classes together on.
+        pub mild: f32 = 0.30,
+        /// When a client should send its next frame, usually and after an unsafe one (R4).
+        pub capture_interval: HumanDuration = HumanDuration::from_secs(5),
+        /// The same after `calm_after` safe frames in a row.
+        pub calm_interval: HumanDuration = HumanDuration::from_secs(10),
+        /// Safe frames in a row until `calm_interval`.
+        pub calm_after: u32 = 6,
+        /// The same after `quiet_after` safe frames in a row.
+        pub quiet_interval: HumanDuration = HumanDuration::from_secs(15),
+        /// Safe frames in a row until `quiet_interval`.
+        pub quiet_after: u32 = 12,
+    }
+}
+
+impl PolicyConfig {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// A text naming the key.
+    pub fn validate(&self) -> Result<(), String> {
+        for (key, value) in [
+            ("severe", self.severe),
+            ("explicit", self.explicit),
+            ("suggestive", self.suggestive),
+            ("mild", self.mild),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(format!("`policy.{key}`: {value} is not a probability from 0 to 1"));
+            }
+        }
+        if self.severe < self.explicit || self.suggestive < self.mild {
+            return Err("`policy`: severe must not be below explicit, nor suggestive below mild".into());
+        }
+        if self.quiet_after < self.calm_after {
+            return Err("`policy.quiet_after` must not be below `policy.calm_after`".into());
+        }
+        Ok(())
+    }
+}
+
+impl IngestConfig {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// A text naming the key.
+    pub fn validate(&self) -> Result<(), String> {
+        let counts = [
+            ("max_batch", self.max_batch),
+            ("batch_concurrency", self.batch_concurrency),
+            ("stream_in_flight", self.stream_in_flight),
+            ("classifier_streams", self.classifier_streams),
+            ("record_buffer", self.record_buffer),
+            ("record_batch", self.record_batch),
+        ];
+        match counts.iter().find(|(_, count)| *count == 0) {
+            Some((key, _)) => Err(format!("`ingest.{key}` must be at least 1")),
+            None if self.record_batch > 5_000 => {
+                Err("`ingest.record_batch` must be at most 5000, the largest batch the statistics take"
+                    .into())
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Everything ingest counts, by name and in one place (R10). No user, no application, no id is ever a label.
+
+use std::time::Duration;
+
+use sightline_proto::verdict::{Level, VerdictSource};
+
+/// A frame has its verdict.
+pub(crate) fn verdict(level: Level, source: VerdictSource, took: Duration) {
+    metrics::counter!("ingest_frames_total", "result" => "ok", "reason" => "").increment(1);
+    metrics::counter!("nsfw_detections_total", "level" => level.short_name()).increment(1);
+    metrics::counter!("ingest_verdicts_total", "source" => source.short_name()).increment(1);
+    metrics::histogram!("request_duration_seconds").record(took);
+}
+
+/// A frame has none.
+pub(crate) fn failed(reason: &str) {
+    metrics::counter!("ingest_frames_total", "result" => "error", "reason" => reason.to_owned()).increment(1);
+}
+
+/// The cache was asked.
+pub(crate) fn cache(hit: bool) {
+    metrics::counter!("cache_requests_total", "cache" => "memory", "result" => if hit { "hit" } else { "miss" })
+        .increment(1);
+}
+
+/// An image was decoded and resized.
+pub(crate) fn decoded(took: Duration) {
+    metrics::histogram!("ingest_decode_duration_seconds").record(took);
+}
+
+/// A frame passed although no rate limiter could be reached.
+pub(crate) fn unlimited() {
+    metrics::counter!("ingest_unlimited_frames_total").increment(1);
+}
+
+/// A client's stream began (+1) or ended (−1).
+pub(crate) fn streams(change: f64) {
+    metrics::gauge!("ingest_streams").increment(change);
+}
+
+/// So many events wait for the statistics.
+pub(crate) fn record_depth(events: usize) {
+    metrics::gauge!("ingest_record_buffer_events").set(events as f64);
+}
+
+/// Events were acknowledged by the statistics.
+pub(crate) fn recorded(events: usize) {
+    metrics::counter!("ingest_recorded_events_total").increment(events as u64);
+}
+
+/// An event was lost because the buffer was full.
+pub(crate) fn record_dropped() {
+    metrics::counter!("ingest_dropped_events_total").increment(1);
+}

@@ -1,0 +1,181 @@
+//! A frame whose ids, texts and sizes were checked.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use sightline_mesh::auth::Claims;
+use sightline_proto::ingest::{Frame as Wire, Hello};
+use uuid::Uuid;
+
+use crate::{config::IngestConfig, error::IngestError};
+
+/// The longest id or name, in characters.
+const MAX_TEXT: usize = 128;
+/// How far a client's clock may be ahead.
+const MAX_AHEAD: Duration = Duration::from_secs(24 * 3600);
+/// How old a frame may be: as long as the statistics remember event ids, so that a late one still counts once.
+const MAX_AGE: Duration = Duration::from_secs(6 * 24 * 3600);
+
+/// Who calls: what the token says, and from where.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// The token's claims, where tokens are asked for.
+    pub claims: Option<Claims>,
+    /// The peer's address.
+    pub ip: Option<std::net::IpAddr>,
+}
+
+impl Caller {
+    /// The tenant; empty in a single-tenant installation.
+    pub fn tenant(&self) -> &str {
+        self.claims.as_ref().map_or("", |claims| &claims.tenant)
+    }
+}
+
+/// A frame ready for the pipeline.
+pub struct Frame {
+    /// The caller's id, or one made here.
+    pub id: Uuid,
+    /// Who.
+    pub user: String,
+    /// On which device.
+    pub device: String,
+    /// In which application.
+    pub application: String,
+    /// When.
+    pub captured_at: SystemTime,
+    /// The encoded image.
+    pub image: Bytes,
+    /// The model asked for; empty for the default.
+    pub model: String,
+}
+
+impl Frame {
+    /// Checks a frame from the wire. `hello` fills what the frame leaves out.
+    ///
+    /// # Errors
+    /// [`IngestError`] naming the field.
+    pub fn check(
+        wire: Option<Wire>,
+        hello: Option<&Hello>,
+        caller: &Caller,
+        config: &IngestConfig,
+    ) -> Result<Self, IngestError> {
+        let wire = wire.ok_or(IngestError::FrameMissing)?;
+        let or = |own: String, other: fn(&Hello) -> &String| match hello {
+            Some(hello) if own.is_empty() => other(hello).clone(),
+            _ => own,
+        };
+        let frame = Self {
+            id: frame_id(&wire.frame_id)?,
+            user: user(or(wire.user_id, |hello| &hello.user_id), caller)?,
+            device: or(wire.device_id, |hello| &hello.device_id),
+            application: or(wire.application, |hello| &hello.application),
+            captured_at: captured_at(wire.captured_at)?,
+            image: wire.image,
+            model: or(wire.model, |hello| &hello.model),
+        };
+        for (field, text) in [
+            ("user_id", &frame.user),
+            ("device_id", &frame.device),
+            ("application", &frame.application),
+            ("model", &frame.model),
+        ] {
+            if text.chars().count() > MAX_TEXT {
+                return Err(IngestError::FieldTooLong { field, limit: MAX_TEXT });
+            }
+        }
+        let limit = config.max_image.bytes();
+        match frame.image.len() {
+            0 => Err(IngestError::ImageEmpty),
+            bytes if bytes > limit => Err(IngestError::ImageTooLarge { bytes, limit }),
+            _ => Ok(frame),
+        }
+    }
+}
+
+fn frame_id(text: &str) -> Result<Uuid, IngestError> {
+    if text.is_empty() {
+        return Ok(Uuid::now_v7());
+    }
+    Uuid::try_parse(text).map_err(|_| IngestError::FrameIdInvalid)
+}
+
+fn user(named: String, caller: &Caller) -> Result<String, IngestError> {
+    let token = caller.claims.as_ref().map_or("", |claims| &claims.sub);
+    match (named.is_empty(), token.is_empty()) {
+        (true, true) => Err(IngestError::UserMissing),
+        (true, false) => Ok(token.to_owned()),
+        (false, false) if named != token => Err(IngestError::UserMismatch),
+        _ => Ok(named),
+    }
+}
+
+fn captured_at(stamp: Option<prost_types::Timestamp>) -> Result<SystemTime, IngestError> {
+    let now = SystemTime::now();
+    let Some(stamp) = stamp else { return Ok(now) };
+    let time = SystemTime::try_from(stamp)
+        .map_err(|_| IngestError::CapturedAtInvalid("is not a valid timestamp"))?;
+    if time > now + MAX_AHEAD {
+        return Err(IngestError::CapturedAtInvalid("is more than a day in the future"));
+    }
+    if time + MAX_AGE < now {
+        return Err(IngestError::CapturedAtInvalid("is more than six days ago"));
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire() -> Wire {
+        Wire { user_id: "ada".into(), image: Bytes::from_static(b"x"), ..Wire::default() }
+    }
+
+    fn check(wire: Wire, caller: &Caller) -> Result<Frame, String> {
+        let config = IngestConfig::default();
+        Frame::check(Some(wire), None, caller, &config)
+            .map_err(|error| sightline_mesh::RpcError::from(error).reason)
+    }
+
+    #[test]
+    fn fields_are_checked_by_name() {
+        let anyone = Caller::default();
+        let long = "x".repeat(MAX_TEXT + 1);
+        for (frame, reason) in [
+            (Wire { user_id: String::new(), ..wire() }, "USER_MISSING"),
+            (Wire { frame_id: "17".into(), ..wire() }, "FRAME_ID_INVALID"),
+            (Wire { application: long.clone(), ..wire() }, "FIELD_TOO_LONG"),
+            (Wire { image: Bytes::new(), ..wire() }, "IMAGE_EMPTY"),
+            (Wire { image: vec![0; 10_000_001].into(), ..wire() }, "IMAGE_TOO_LARGE"),
+            (
+                Wire { captured_at: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }), ..wire() },
+                "CAPTURED_AT_INVALID",
+            ),
+        ] {
+            assert_eq!(check(frame, &anyone).err().as_deref(), Some(reason));
+        }
+        assert!(check(wire(), &anyone).is_ok());
+    }
+
+    #[test]
+    fn the_token_names_the_user() {
+        let claims = Claims { sub: "ada".into(), tenant: String::new(), scope: "classify".into() };
+        let ada = Caller { claims: Some(claims), ip: None };
+        assert_eq!(check(Wire { user_id: String::new(), ..wire() }, &ada).unwrap().user, "ada");
+        assert_eq!(
+            check(Wire { user_id: "bob".into(), ..wire() }, &ada).err().as_deref(),
+            Some("USER_MISMATCH")
+        );
+    }
+
+    #[test]
+    fn hello_fills_what_a_frame_leaves_out() {
+        let hello = Hello { user_id: "ada".into(), application: "mail".into(), ..Hello::default() };
+        let bare = Wire { user_id: String::new(), ..wire() };
+        let frame =
+            Frame::check(Some(bare), Some(&hello), &Caller::default(), &IngestConfig::default()).unwrap();
+        assert_eq!((frame.user.as_str(), frame.application.as_str()), ("ada", "mail"));
+    }
+}

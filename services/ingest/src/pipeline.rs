@@ -1,0 +1,246 @@
+//! The way of a frame, step by step (DESIGN §2).
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use sightline_mesh::{
+    Deadline, RpcError,
+    client::{Endpoints, PoolOptions, StreamPool},
+};
+use sightline_proto::verdict::{Score, Timings, Verdict, VerdictSource};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::instrument;
+
+use crate::{
+    cache::{Cache, Key, Origin, Scored},
+    cadence::Cadence,
+    config::{IngestConfig, PolicyConfig},
+    error::IngestError,
+    events,
+    frame::{Caller, Frame},
+    infer::{InferLane, infer},
+    limits::{CheckLane, Limiter},
+    models::{Directory, Model},
+    picture,
+    policy::Policy,
+    record::{RecordLane, Recorder},
+};
+
+/// Connections to the three services that ingest calls.
+#[derive(Debug)]
+pub struct Upstreams {
+    /// Replicas of the classifier.
+    pub classifier: Endpoints,
+    /// Replicas of the rate limiter.
+    pub ratelimiter: Endpoints,
+    /// Replicas of the statistics.
+    pub stats: Endpoints,
+}
+
+/// Everything a frame passes through. One per process, shared by all calls.
+pub struct Pipeline {
+    config: IngestConfig,
+    limiter: Limiter,
+    models: Arc<Directory>,
+    cache: Cache,
+    classifier: StreamPool<InferLane>,
+    decoders: Semaphore,
+    bytes_in_flight: Semaphore,
+    policy: Policy,
+    cadence: Cadence,
+    recorder: Recorder,
+    _refresh: AbortOnDropHandle<()>,
+}
+
+/// How long the stages of one frame took.
+#[derive(Debug, Default, Clone, Copy)]
+struct Stages {
+    admit: Option<Duration>,
+    decode: Option<Duration>,
+    queue: Option<Duration>,
+    inference: Option<Duration>,
+}
+
+impl Pipeline {
+    /// Builds the pipeline and starts connecting, on the current tokio runtime.
+    pub fn start(config: &IngestConfig, policy: &PolicyConfig, upstreams: Upstreams) -> Arc<Self> {
+        let options = PoolOptions::default();
+        let models = Arc::new(Directory::default());
+        let refresh = {
+            let (models, endpoints) = (Arc::clone(&models), upstreams.classifier.clone());
+            tokio::spawn(async move { models.keep_fresh(&endpoints).await })
+        };
+        let classifier_options = PoolOptions { streams_per_endpoint: config.classifier_streams, ..options };
+        let limiter = StreamPool::start(CheckLane, upstreams.ratelimiter, options);
+        let recorder = Recorder::start(config, StreamPool::start(RecordLane, upstreams.stats, options));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            limiter: Limiter::new(limiter, config.ratelimiter_timeout, config.ratelimiter_away),
+            models,
+            cache: Cache::new(config.cache_entries, config.cache_ttl.0),
+            classifier: StreamPool::start(InferLane, upstreams.classifier, classifier_options),
+            decoders: Semaphore::new(if config.decoders == 0 { cores } else { config.decoders }),
+            bytes_in_flight: Semaphore::new(config.max_bytes_in_flight.bytes().min(Semaphore::MAX_PERMITS)),
+            policy: Policy::new(policy),
+            cadence: Cadence::new(policy),
+            recorder,
+            config: config.clone(),
+            _refresh: AbortOnDropHandle::new(refresh),
+        })
+    }
+
+    /// The settings it was built with.
+    pub fn config(&self) -> &IngestConfig {
+        &self.config
+    }
+
+    /// Whether a frame could be classified now, or what is waited for.
+    ///
+    /// # Errors
+    /// A text for operators.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.models.is_empty() || self.classifier.open_streams() == 0 {
+            return Err("ingest: no classifier has answered yet".into());
+        }
+        Ok(())
+    }
+
+    /// Sends the last events to the statistics.
+    pub async fn finish(&self, deadline: Deadline) {
+        self.recorder.finish(deadline).await;
+    }
+
+    /// Takes one frame the whole way.
+    ///
+    /// # Errors
+    /// [`IngestError`]; counted by its reason.
+    #[instrument(name = "ingest.classify", skip_all, fields(frame = %frame.id))]
+    pub async fn classify(
+        &self,
+        frame: Frame,
+        caller: &Caller,
+        deadline: Deadline,
+    ) -> Result<Verdict, IngestError> {
+        let verdict = self.way(frame, caller, deadline).await;
+        if let Err(error) = &verdict {
+            events::failed(&RpcError::from(error.clone()).reason);
+        }
+        verdict
+    }
+
+    async fn way(&self, frame: Frame, caller: &Caller, deadline: Deadline) -> Result<Verdict, IngestError> {
+        let arrived = Instant::now();
+        if deadline.passed() {
+            return Err(RpcError::deadline("arriving").into());
+        }
+        picture::recognise(&frame.image)?;
+        let model = self.models.find(&frame.model)?;
+        let _bytes = self.hold(frame.image.len())?;
+        let mut stages = Stages::default();
+
+        let since = Instant::now();
+        self.limiter.admit(&frame, caller, deadline).await?;
+        stages.admit = Some(since.elapsed());
+
+        let key = Key::new(caller.tenant(), &model.digest, &frame.image);
+        let measured = std::sync::Mutex::new(Stages::default());
+        let classify = || async {
+            let (scored, took) = self.score(&frame, &model, deadline).await?;
+            *measured.lock().expect("no holder panics") = took;
+            Ok(scored)
+        };
+        let (scored, origin) = self.cache.get_or_classify(key, deadline, classify).await?;
+        let measured = *measured.lock().expect("no holder panics");
+        stages = Stages { admit: stages.admit, ..measured };
+        Ok(self.verdict(&frame, caller, &model, &scored, origin, arrived, stages))
+    }
+
+    /// Decode, resize, infer.
+    async fn score(
+        &self,
+        frame: &Frame,
+        model: &Arc<Model>,
+        deadline: Deadline,
+    ) -> Result<(Scored, Stages), IngestError> {
+        let permit = deadline.bound("waiting to be decoded", self.decoders.acquire()).await?;
+        let since = Instant::now();
+        let pixels =
+            deadline.bound("decoding", self.prepare(frame.image.clone(), Arc::clone(model))).await??;
+        drop(permit);
+        let decode = since.elapsed();
+        events::decoded(decode);
+        let inferred = infer(&self.classifier, model, &pixels, deadline).await?;
+        let scored = Scored { anchor: frame.id, scores: inferred.scores.into() };
+        let stages = Stages {
+            admit: None,
+            decode: Some(decode),
+            queue: inferred.queue,
+            inference: inferred.inference,
+        };
+        Ok((scored, stages))
+    }
+
+    async fn prepare(&self, image: Bytes, model: Arc<Model>) -> Result<Bytes, IngestError> {
+        let limits = picture::Limits { max_pixels: self.config.max_pixels, max_side: self.config.max_side };
+        let work = move || picture::prepare(&image, limits, &model.input);
+        match tokio::task::spawn_blocking(work).await {
+            Ok(prepared) => prepared,
+            // A decoder that panics is the image's fault as far as the client is concerned; nobody else notices (P8).
+            Err(_) => Err(IngestError::ImageCorrupt("image")),
+        }
+    }
+
+    fn hold(&self, bytes: usize) -> Result<SemaphorePermit<'_>, IngestError> {
+        let count = u32::try_from(bytes).map_err(|_| IngestError::Overloaded)?;
+        self.bytes_in_flight.try_acquire_many(count).map_err(|_| IngestError::Overloaded)
+    }
+
+    #[allow(clippy::too_many_arguments)] // the end of the way: everything comes together here
+    fn verdict(
+        &self,
+        frame: &Frame,
+        caller: &Caller,
+        model: &Model,
+        scored: &Scored,
+        origin: Origin,
+        arrived: Instant,
+        stages: Stages,
+    ) -> Verdict {
+        let level = self.policy.level(&scored.scores, &model.weights);
+        let (source, anchor) = match origin {
+            Origin::Fresh => (VerdictSource::Model, String::new()),
+            Origin::Repeat => (VerdictSource::ExactDuplicate, scored.anchor.to_string()),
+        };
+        self.recorder.record(frame, caller, level, source, &model.name);
+        let next = self.cadence.next(caller.tenant(), &frame.user, &frame.device, level);
+        let total = arrived.elapsed();
+        events::verdict(level, source, total);
+        let wire = |time: Option<Duration>| time.and_then(|time| time.try_into().ok());
+        Verdict {
+            frame_id: frame.id.to_string(),
+            level: level.into(),
+            scores: model
+                .classes
+                .iter()
+                .zip(scored.scores.iter())
+                .map(|(class, value)| Score { class: class.clone(), value: *value })
+                .collect(),
+            source: source.into(),
+            model: model.name.clone(),
+            policy: self.policy.id.clone(),
+            anchor_frame_id: anchor,
+            timings: Some(Timings {
+                total: wire(Some(total)),
+                admit: wire(stages.admit),
+                decode: wire(stages.decode),
+                queue: wire(stages.queue),
+                inference: wire(stages.inference),
+            }),
+            next_capture_after: next.try_into().ok(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Events to the statistics: batched, sent until acknowledged, bounded in memory.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use sightline_mesh::{
+    Deadline, RpcError,
+    client::{Lane, Message, StreamPool},
+    reason,
+};
+use sightline_proto::{
+    stats::{
+        Acknowledged, Event, RecordRequest, RecordResponse, record_response::Result as Outcome,
+        stats_service_client::StatsServiceClient,
+    },
+    status::ItemError,
+    verdict::{Level, VerdictSource},
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tracing::{error, warn};
+
+use crate::{
+    config::IngestConfig,
+    events,
+    frame::{Caller, Frame},
+};
+
+/// Batches on their way at once: one being committed, others behind it on the wire.
+const BATCHES_IN_FLIGHT: usize = 4;
+/// How long one delivery may take before it is tried again.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before a batch that was not acknowledged is sent again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// The statistics' `Record` stream.
+#[derive(Debug)]
+pub struct RecordLane;
+
+impl Lane for RecordLane {
+    type Outbound = RecordRequest;
+    type Inbound = RecordResponse;
+    type Answer = Result<Acknowledged, ItemError>;
+
+    async fn open(
+        &self,
+        channel: Channel,
+        outbound: Request<ReceiverStream<RecordRequest>>,
+    ) -> Result<Response<Streaming<RecordResponse>>, Status> {
+        StatsServiceClient::new(channel).record(outbound).await
+    }
+
+    fn read(&self, inbound: RecordResponse) -> Result<Message<Self::Answer>, RpcError> {
+        match inbound.result {
+            Some(Outcome::Acknowledged(done)) => Ok(Message::Answer(inbound.id, Ok(done))),
+            Some(Outcome::Error(error)) => Ok(Message::Answer(inbound.id, Err(error))),
+            None => {
+                Err(RpcError::new(Code::Internal, reason::PROTOCOL, "the statistics sent an empty message"))
+            }
+        }
+    }
+
+    fn initial_credits(&self) -> usize {
+        BATCHES_IN_FLIGHT
+    }
+}
+
+/// Takes events and sees to it that they are counted.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    queue: mpsc::Sender<Event>,
+    waiting: Arc<AtomicUsize>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Recorder {
+    /// Starts delivering over `pool`.
+    pub fn start(config: &IngestConfig, pool: StreamPool<RecordLane>) -> Self {
+        let (queue, events) = mpsc::channel(config.record_buffer);
+        let recorder = Self {
+            queue,
+            waiting: Arc::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        let delivery = Delivery {
+            pool,
+            waiting: Arc::clone(&recorder.waiting),
+            stop: recorder.stop.clone(),
+            tasks: recorder.tasks.clone(),
+            batch: config.record_batch,
+            linger: config.record_linger.0,
+        };
+        recorder.tasks.spawn(delivery.run(events));
+        recorder
+    }
+
+    /// Hands an event over. Never waits: with a full buffer the event is dropped, counted and logged.
+    pub fn record(&self, frame: &Frame, caller: &Caller, level: Level, source: VerdictSource, model: &str) {
+        let event = Event {
+            event_id: frame.id.to_string(),
+            occurred_at: Some(timestamp(frame.captured_at)),
+            tenant: caller.tenant().to_owned(),
+            user_id: frame.user.clone(),
+            application: frame.application.clone(),
+            device_id: frame.device.clone(),
+            level: level.into(),
+            source: source.into(),
+            model: model.to_owned(),
+        };
+        if self.queue.try_send(event).is_err() {
+            events::record_dropped();
+            warn!("an event was dropped: the statistics are away and ingest.record_buffer is full");
+        } else {
+            events::record_depth(self.waiting.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+    }
+
+    /// Events not acknowledged yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Sends what waits and stops; gives up at `deadline` and says how many events were lost.
+    pub async fn finish(&self, deadline: Deadline) {
+        self.stop.cancel();
+        self.tasks.close();
+        if deadline.bound("sending the last events", self.tasks.wait()).await.is_err() {
+            error!(events = self.waiting(), "stopped before the statistics acknowledged every event");
+        }
+    }
+}
+
+fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+    prost_types::Timestamp::from(time)
+}
+
+struct Delivery {
+    pool: StreamPool<RecordLane>,
+    waiting: Arc<AtomicUsize>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    batch: usize,
+    linger: Duration,
+}
+
+impl Delivery {
+    async fn run(self, mut events: mpsc::Receiver<Event>) {
+        let places = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT));
+        loop {
+            let Some(batch) = self.gather(&mut events).await else { break };
+            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let (pool, waiting) = (self.pool.clone(), Arc::clone(&self.waiting));
+            self.tasks.spawn(async move {
+                let count = batch.len();
+                deliver(&pool, batch).await;
+                events::record_depth(waiting.fetch_sub(count, Ordering::Relaxed) - count);
+                drop(place);
+            });
+        }
+    }
+
+    /// The next batch: full, or as full as it got within the linger time. `None` once asked to stop and empty.
+    async fn gather(&self, events: &mut mpsc::Receiver<Event>) -> Option<Vec<Event>> {
+        let mut batch = Vec::with_capacity(self.batch);
+        tokio::select! {
+            biased;
+            first = events.recv() => batch.push(first?),
+            () = self.stop.cancelled() => events.close(),
+        }
+        if batch.is_empty() {
+            batch.push(events.recv().await?);
+        }
+        let full = async {
+            while batch.len() < self.batch {
+                match events.recv().await {
+                    Some(event) => batch.push(event),
+                    None => break,
+                }
+            }
+        };
+        tokio::select! {
+            () = full => {}
+            () = tokio::time::sleep(self.linger) => {}
+            () = self.stop.cancelled() => {}
+        }
+        Some(batch)
+    }
+}
+
+/// Sends a batch until it is acknowledged. The statistics know an event by its id: sending it again counts nothing twice.
+/// A batch that is refused for what is in it is halved, so that a bad event costs only itself.
+async fn deliver(pool: &StreamPool<RecordLane>, batch: Vec<Event>) {
+    let mut parts = vec![batch];
+    while let Some(part) = parts.pop() {
+        let build = |id| RecordRequest { id, events: part.clone() };
+        match pool.call(Deadline::after(TIMEOUT), build).await {
+            Ok(Ok(_)) => events::recorded(part.len()),
+            Ok(Err(refused)) if Code::from(refused.code) == Code::InvalidArgument => {
+                if part.len() == 1 {
+                    error!(reason = refused.reason, "the statistics refuse an event: {}", refused.message);
+                    events::record_dropped();
+                } else {
+                    let (front, back) = part.split_at(part.len() / 2);
+                    parts.extend([back.to_vec(), front.to_vec()]);
+                }
+            }
+            Ok(Err(refused)) => {
+                warn!(reason = refused.reason, "statistics: {}", refused.message);
+                tokio::time::sleep(RETRY).await;
+                parts.push(part);
+            }
+            Err(error) => {
+                warn!(reason = error.reason, "statistics: {error}");
+                tokio::time::sleep(RETRY).await;
+                parts.push(part);
+            }
+        }
+    }
+}

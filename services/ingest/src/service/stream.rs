@@ -1,0 +1,186 @@
+//! One `ClassifyStream`: hello and welcome, frames in any number up to the agreed one, answers as they are ready.
+
+use std::sync::Arc;
+
+use sightline_mesh::{Deadline, RpcError, server::Lifecycle};
+use sightline_proto::ingest::{
+    ClassifyStreamRequest, ClassifyStreamResponse, Drain, Hello, StreamError, StreamFrame, StreamVerdict,
+    Welcome, classify_stream_request::Message as Said, classify_stream_response::Message as Answer,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+use super::{count, streams::OpenStreams};
+use crate::{
+    config::IngestConfig,
+    error::IngestError,
+    events,
+    frame::{Caller, Frame},
+    pipeline::Pipeline,
+};
+
+/// Answers that are no verdicts: welcome, heartbeat, drain.
+const CONTROL_BUFFER: usize = 8;
+
+type Answers = mpsc::Sender<Result<ClassifyStreamResponse, Status>>;
+
+/// A channel that always has room for the answers of the frames in flight.
+pub(super) fn channel(
+    config: &IngestConfig,
+) -> (Answers, mpsc::Receiver<Result<ClassifyStreamResponse, Status>>) {
+    mpsc::channel(config.stream_in_flight + CONTROL_BUFFER)
+}
+
+/// One client's stream.
+pub(super) struct Conversation {
+    pipeline: Arc<Pipeline>,
+    lifecycle: Lifecycle,
+    caller: Caller,
+    answers: Answers,
+    places: Arc<Semaphore>,
+}
+
+impl Conversation {
+    pub(super) fn new(
+        pipeline: Arc<Pipeline>,
+        lifecycle: Lifecycle,
+        caller: Caller,
+        answers: Answers,
+    ) -> Self {
+        let places = Arc::new(Semaphore::new(pipeline.config().stream_in_flight));
+        Self { pipeline, lifecycle, caller, answers, places }
+    }
+
+    /// Talks until the client ends its side, breaks the protocol, falls silent, or the process drains.
+    pub(super) async fn run(self, mut inbound: Streaming<ClassifyStreamRequest>, streams: OpenStreams) {
+        events::streams(1.0);
+        if let Err(error) = self.talk(&mut inbound, &streams).await {
+            count(&error);
+            self.answers.send(Err(error.into())).await.ok();
+        }
+        events::streams(-1.0);
+    }
+
+    async fn talk(
+        &self,
+        inbound: &mut Streaming<ClassifyStreamRequest>,
+        streams: &OpenStreams,
+    ) -> Result<(), IngestError> {
+        let Some(first) = self.next(inbound).await? else { return Ok(()) };
+        let Some(Said::Hello(hello)) = first.message else {
+            return Err(IngestError::StreamProtocol("the first one must be hello"));
+        };
+        let token = self.caller.claims.as_ref().map_or("", |claims| &claims.sub);
+        let user = if token.is_empty() { &hello.user_id } else { token };
+        let _open = streams.enter(self.caller.tenant(), user)?;
+        let hello = Arc::new(hello);
+        self.welcome().await;
+        let everyone = self.pipeline.config().stream_in_flight as u32;
+        loop {
+            // Not reading is the backpressure: HTTP/2 flow control holds the client back.
+            let Some(place) = self.place().await else { break };
+            let said = tokio::select! {
+                said = self.next(inbound) => said?,
+                () = self.lifecycle.draining() => {
+                    self.drain().await;
+                    break;
+                }
+            };
+            match said.map(|said| said.message) {
+                Some(Some(Said::Frame(frame))) => self.classify(frame, &hello, place),
+                Some(Some(Said::Heartbeat(beat))) => self.say(Answer::Heartbeat(beat)).await,
+                Some(Some(Said::Hello(_))) => {
+                    return Err(IngestError::StreamProtocol("hello was said already"));
+                }
+                Some(None) => return Err(IngestError::StreamProtocol("is empty")),
+                None => break,
+            }
+        }
+        // Every frame that was taken is answered before the stream ends; each has a deadline of its own.
+        self.places.acquire_many(everyone).await.ok();
+        Ok(())
+    }
+
+    /// The next message within the idle time; `None` at the client's end of the stream or when it is gone.
+    async fn next(
+        &self,
+        inbound: &mut Streaming<ClassifyStreamRequest>,
+    ) -> Result<Option<ClassifyStreamRequest>, IngestError> {
+        let idle = self.pipeline.config().stream_idle_timeout.0;
+        let until = Instant::now() + idle;
+        loop {
+            match tokio::time::timeout_at(until.max(Instant::now()), inbound.message()).await {
+                Ok(Ok(message)) => return Ok(message),
+                Ok(Err(status)) if self.answers.is_closed() => {
+                    tracing::debug!(code = ?status.code(), "the client is gone");
+                    return Ok(None);
+                }
+                Ok(Err(status)) => return Err(RpcError::from_status(&status).into()),
+                // Not idle while answers are owed: the client waits for us.
+                Err(_) if self.places.available_permits() + 1 < self.pipeline.config().stream_in_flight => {
+                    tokio::time::sleep(idle / 10).await;
+                }
+                Err(_) => return Err(IngestError::StreamIdle(idle)),
+            }
+        }
+    }
+
+    /// A place among the frames in flight; `None` when the client is gone.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            place = Arc::clone(&self.places).acquire_owned() => place.ok(),
+            () = self.answers.closed() => None,
+        }
+    }
+
+    /// Starts one frame. Its place is given back when its answer is in the channel.
+    fn classify(&self, said: StreamFrame, hello: &Arc<Hello>, place: OwnedSemaphorePermit) {
+        let deadline = Deadline::after(self.pipeline.config().max_timeout.0);
+        let (pipeline, caller) = (Arc::clone(&self.pipeline), self.caller.clone());
+        let (answers, hello) = (self.answers.clone(), Arc::clone(hello));
+        tokio::spawn(async move {
+            let work = async {
+                let frame =
+                    Frame::check(said.frame, Some(&hello), &caller, pipeline.config()).inspect_err(count)?;
+                pipeline.classify(frame, &caller, deadline).await
+            };
+            // A client that is gone waits for nothing.
+            let outcome = tokio::select! {
+                outcome = work => outcome,
+                () = answers.closed() => return,
+            };
+            let answer = match outcome {
+                Ok(verdict) => Answer::Verdict(StreamVerdict { id: said.id, verdict: Some(verdict) }),
+                Err(error) => {
+                    Answer::Error(StreamError { id: said.id, error: Some(RpcError::from(error).into()) })
+                }
+            };
+            answers.send(Ok(ClassifyStreamResponse { message: Some(answer) })).await.ok();
+            drop(place);
+        });
+    }
+
+    async fn welcome(&self) {
+        let config = self.pipeline.config();
+        let welcome = Welcome {
+            stream_id: Uuid::now_v7().to_string(),
+            max_in_flight: config.stream_in_flight as u32,
+            max_image_bytes: config.max_image.0,
+            idle_timeout: config.stream_idle_timeout.0.try_into().ok(),
+        };
+        self.say(Answer::Welcome(welcome)).await;
+    }
+
+    async fn drain(&self) {
+        let grace = self.pipeline.config().drain_timeout.0.try_into().ok();
+        self.say(Answer::Drain(Drain { reason: "the server is stopping".into(), grace })).await;
+    }
+
+    async fn say(&self, answer: Answer) {
+        self.answers.send(Ok(ClassifyStreamResponse { message: Some(answer) })).await.ok();
+    }
+}
