@@ -1,1 +1,24 @@
-//! sightline-node
+//! Runs roles in one process: all four for `sightline dev`, one each for `sightline serve`.
+//!
+//! Listeners are bound first, so that a taken port is an error before a model is loaded. Roles start in the order
+//! ratelimiter, classifier, stats, ingest and stop in reverse: whoever is called outlives its callers. Between roles of
+//! the same process calls go over loopback by the same client as between machines: one way, tested once.
+
+mod config;
+mod error;
+mod node;
+mod roles;
+
+pub use config::{NodeConfig, NodeSettings, registry};
+pub use error::NodeError;
+pub use node::{Node, Role};
+
+/// Reads the rules of limits that `config` names, for `sightline config check`.
+///
+/// # Errors
+/// [`NodeError`] naming the rule.
+pub fn check_rules(config: &NodeConfig) -> Result<(), NodeError> {
+    sightline_ratelimiter::rules::RuleSet::load(&config.ratelimiter.rules)
+        .map(drop)
+        .map_err(|error| NodeError::RateLimiter(error.into()))
+}

@@ -1,0 +1,107 @@
+//! `sightline dev`: the whole mesh in one process.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use sightline_node::{Node, NodeConfig, Role};
+
+use super::{INTERRUPTED, asked_to_stop, classify};
+use crate::{
+    args::{Classify, Dev, Remote, Settings},
+    output, settings,
+};
+
+pub(crate) async fn run(layers: &Settings, command: Dev) -> Result<ExitCode> {
+    let mut config = settings::read_dev(layers)?;
+    if command.once {
+        settings::on_free_ports(&mut config);
+        config.telemetry.log = "warn".into();
+    }
+    sightline_telemetry::logs::init(&config.telemetry)?;
+    let stop = asked_to_stop()?;
+    tokio::pin!(stop);
+    let once = command.once;
+    let mut node = tokio::select! {
+        started = Node::start(config.clone(), &Role::ALL) => started?,
+        () = &mut stop => return Ok(interrupted(once)),
+    };
+    let code = tokio::select! {
+        code = begin(&node, &config, command) => code?,
+        () = &mut stop => {
+            node.stop().await;
+            return Ok(interrupted(once));
+        }
+    };
+    if !once {
+        tokio::select! {
+            () = stop => {}
+            error = node.failed() => return Err(error.into()),
+        }
+    }
+    node.stop().await;
+    Ok(code)
+}
+
+/// Being stopped is how a mesh ends; images that were to be classified were not.
+fn interrupted(once: bool) -> ExitCode {
+    if once { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS }
+}
+
+async fn begin(node: &Node, config: &NodeConfig, command: Dev) -> Result<ExitCode> {
+    node.ready(classify::START_TIMEOUT).await?;
+    let code = match command.images.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => samples(node, command.images).await?,
+    };
+    if !command.once {
+        banner(node, config)?;
+    }
+    Ok(code)
+}
+
+async fn samples(node: &Node, images: Vec<std::path::PathBuf>) -> Result<ExitCode> {
+    let address = node.address(Role::Ingest).context("ingest was started")?;
+    let command = Classify {
+        files: images,
+        json: false,
+        endpoint: None,
+        model: None,
+        user: "sample".into(),
+        application: "sightline-dev".into(),
+        remote: Remote { token_file: None, timeout: std::time::Duration::from_secs(30).into() },
+    };
+    let outcomes = classify::classify(&format!("http://{address}"), &command).await?;
+    classify::print(&outcomes, false)
+}
+
+fn banner(node: &Node, config: &NodeConfig) -> Result<()> {
+    output::line("")?;
+    let what = |role| match role {
+        Role::Ingest => "gRPC and grpc-web; clients connect here",
+        Role::Classifier => "gRPC; models in this process",
+        Role::Ratelimiter => "gRPC; counters in memory",
+        Role::Stats => "gRPC; SQLite",
+    };
+    for role in Role::ALL.into_iter().rev() {
+        if let Some(address) = node.address(role) {
+            output::line(&format!("{:<12} http://{address:<21}  {}", role.name(), what(role)))?;
+        }
+    }
+    if let Some(address) = node.admin_address() {
+        output::line(&format!("{:<12} http://{}", "metrics", format_args!("{address}/metrics")))?;
+    }
+    let data = std::fs::canonicalize(&config.node.data_dir).unwrap_or(config.node.data_dir.clone());
+    output::line(&format!(
+        "\nstores are embedded: statistics in {}, limits and cache in memory",
+        data.display()
+    ))?;
+    output::line(&format!(
+        "limits are the preset {:?}; production has its own (--set ratelimiter.rules=production)",
+        config.ratelimiter.rules
+    ))?;
+    output::line(&format!(
+        "try: sightline classify --endpoint http://{} photo.jpg",
+        node.address(Role::Ingest).context("ingest was started")?
+    ))?;
+    output::line("Ctrl-C stops everything")
+}

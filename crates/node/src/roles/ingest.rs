@@ -1,0 +1,50 @@
+//! Wires ingest.
+
+use std::sync::Arc;
+
+use sightline_ingest::{Pipeline, Service, pipeline::Upstreams};
+use sightline_mesh::{
+    Deadline,
+    auth::service_token,
+    client::Endpoints,
+    server::{Lifecycle, Server, WebOptions},
+};
+use sightline_proto::ingest::ingest_service_server::{IngestServiceServer, SERVICE_NAME};
+use tokio::net::TcpListener;
+use tonic::service::{Routes, interceptor::InterceptedService};
+
+use super::{MESSAGE_SLACK, Running, Shared};
+use crate::{NodeConfig, NodeError, Role};
+
+pub(crate) fn start(
+    config: &NodeConfig,
+    listener: TcpListener,
+    shared: &Shared,
+) -> Result<(Running, Arc<Pipeline>), NodeError> {
+    let lifecycle = Lifecycle::default();
+    let metadata = service_token(&config.auth)?;
+    let ingest = &config.ingest;
+    let upstreams = Upstreams {
+        classifier: Endpoints::new("classifier", &ingest.classifier, &metadata)?,
+        ratelimiter: Endpoints::new("ratelimiter", &ingest.ratelimiter, &metadata)?,
+        stats: Endpoints::new("stats", &ingest.stats, &metadata)?,
+    };
+    let pipeline = Pipeline::start(ingest, &config.policy, upstreams);
+    // A batch carries several images; beyond this the transport itself refuses the message.
+    let largest = ingest.max_image.bytes() + ingest.max_image.bytes() / 8 + MESSAGE_SLACK;
+    let service = IngestServiceServer::new(Service::new(Arc::clone(&pipeline), lifecycle.clone()))
+        .max_decoding_message_size(largest.max(ingest.max_message.bytes()));
+    let server = Server {
+        name: Role::Ingest.name(),
+        listener,
+        routes: Routes::new(InterceptedService::new(service, shared.client_guard())),
+        service_names: vec![SERVICE_NAME],
+        web: Some(WebOptions { allowed_origins: ingest.cors_origins.clone() }),
+        drain_timeout: ingest.drain_timeout.0,
+    };
+    let finish = {
+        let (pipeline, drain) = (Arc::clone(&pipeline), ingest.drain_timeout.0);
+        async move { pipeline.finish(Deadline::after(drain)).await }
+    };
+    Ok((Running::start(Role::Ingest, server, lifecycle, Box::pin(finish)), pipeline))
+}

@@ -1,0 +1,79 @@
+//! One wiring file per role: configuration in, a running server out.
+
+pub(crate) mod classifier;
+pub(crate) mod ingest;
+pub(crate) mod ratelimiter;
+pub(crate) mod stats;
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use sightline_mesh::{
+    auth::{Guard, Verifier},
+    server::{Lifecycle, Server},
+};
+use tokio::task::JoinHandle;
+
+use crate::{NodeError, Role};
+
+/// What every role is built with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shared {
+    pub(crate) verifier: Option<Arc<Verifier>>,
+}
+
+impl Shared {
+    /// For the public edge.
+    pub(crate) fn client_guard(&self) -> Guard {
+        Guard::new(self.verifier.clone(), "classify")
+    }
+
+    /// For services that only other services call.
+    pub(crate) fn service_guard(&self) -> Guard {
+        Guard::new(self.verifier.clone(), "service")
+    }
+}
+
+type Finish = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A role that serves.
+pub(crate) struct Running {
+    role: Role,
+    lifecycle: Lifecycle,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// What is left to do after the last call ended: flush, join threads.
+    finish: Finish,
+}
+
+impl Running {
+    pub(crate) fn start(role: Role, server: Server, lifecycle: Lifecycle, finish: Finish) -> Self {
+        let server = tokio::spawn(server.run(lifecycle.clone()));
+        Self { role, lifecycle, server, finish }
+    }
+
+    /// Drains, waits for the calls in flight within the server's own bound, and flushes.
+    pub(crate) async fn stop(self) {
+        self.lifecycle.drain();
+        if let Ok(Err(problem)) = self.server.await {
+            tracing::error!(role = self.role.name(), "the server ended: {problem}");
+        }
+        self.finish.await;
+    }
+
+    /// Completes when the server ends by itself, which it never should.
+    pub(crate) async fn ended(&mut self) -> NodeError {
+        let problem = match (&mut self.server).await {
+            Ok(Ok(())) => "without an error".into(),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic.to_string(),
+        };
+        NodeError::Ended { role: self.role.name(), problem }
+    }
+}
+
+/// Slack between the largest payload and the largest message: field tags, ids, other texts.
+pub(crate) const MESSAGE_SLACK: usize = 64 << 10;
+
+/// Nothing to do at the end.
+pub(crate) fn nothing() -> Finish {
+    Box::pin(std::future::ready(()))
+}

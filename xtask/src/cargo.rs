@@ -1,0 +1,89 @@
+//! Running cargo and other programs.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::libtorch::LibTorch;
+
+/// The repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+}
+
+/// The cargo that runs us.
+pub(crate) fn cargo() -> String {
+    env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+}
+
+/// Cargo in the repository, with what building against libtorch needs.
+pub(crate) fn command(libtorch: &LibTorch) -> Command {
+    let mut command = Command::new(cargo());
+    // The user's own would override LIBTORCH inside torch-sys.
+    command.current_dir(root()).envs(libtorch.env.iter().cloned()).env_remove("LIBTORCH_USE_PYTORCH");
+    command
+}
+
+/// Tells later plain `cargo build`s in this clone where libtorch is (`.cargo/config.toml` includes the file).
+pub(crate) fn remember(libtorch: &LibTorch) -> Result<()> {
+    let variables: String =
+        libtorch.env.iter().map(|(name, value)| format!("{name} = {value:?}\n")).collect();
+    let text = format!("[env]\n{variables}");
+    let file = root().join(".cargo/libtorch.toml");
+    if std::fs::read_to_string(&file).is_ok_and(|have| have == text) {
+        return Ok(());
+    }
+    std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Builds the release binary; cargo shows its own progress.
+pub(crate) fn build_binary(libtorch: &LibTorch) -> Result<PathBuf> {
+    check(command(libtorch).args(["build", "--release", "-p", "sightline-cli"])).context(
+        "the build failed; it needs a C and C++ compiler (Debian: apt-get install build-essential)",
+    )?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or(root().join("target"), |target| root().join(target));
+    Ok(target.join("release/sightline"))
+}
+
+/// Runs a program to its end and gives its exit code on.
+pub(crate) fn status(command: &mut Command) -> Result<ExitCode> {
+    let status =
+        command.status().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Runs a program that must succeed.
+pub(crate) fn check(command: &mut Command) -> Result<()> {
+    let status =
+        command.status().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    if !status.success() {
+        bail!("{} ended with {status}", command.get_program().display());
+    }
+    Ok(())
+}
+
+/// Runs a program that must succeed, showing its output only when it does not.
+pub(crate) fn check_quietly(command: &mut Command) -> Result<()> {
+    let program = command.get_program().display().to_string();
+    let output = command.output().with_context(|| format!("cannot start {program}"))?;
+    if !output.status.success() {
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!("{program} ended with {}:\n{}{}", output.status, out, err);
+    }
+    Ok(())
+}
+
+/// Whether a program is there at all.
+pub(crate) fn exists(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// Standard output is where a chore's results go.
+#[allow(clippy::print_stdout)]
+pub(crate) fn print(text: &str) {
+    println!("{text}");
+}

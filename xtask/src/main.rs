@@ -1,0 +1,136 @@
+//! The chores of the repository. `cargo xtask dev` and `cargo xtask test` are the README's two commands: they fetch
+//! what is missing, build, and run.
+
+mod cache;
+mod cargo;
+mod libtorch;
+mod lint;
+mod model;
+mod pip;
+mod samples;
+mod tools;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Result, bail};
+use indicatif::MultiProgress;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  dev [--once] [IMAGE…]  fetch libtorch and the model, build, start the mesh, classify the images (or a few samples)
+                         and stay up until Ctrl-C; with --once stop after the table
+  test [ARGUMENT…]       fetch what the tests need and run all of them; arguments go to `cargo test`
+  lint                   formatting, clippy, dependency rules, protos
+  gen                    write the generated code and documents anew
+  bench NAME             run a benchmark of benches/: serving
+  env                    print the variables a plain `cargo build` needs: eval \"$(cargo xtask env)\"
+
+Downloads are pinned by version and hash and kept in ~/.cache/sightline (SIGHTLINE_CACHE), so that clones share them.";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let rest: Vec<String> = arguments.collect();
+    match command.as_str() {
+        "dev" => dev(&rest),
+        "test" => test(&rest),
+        "lint" => lint::run(),
+        "gen" => generate(),
+        "bench" => bench(&rest),
+        "env" => {
+            for (name, value) in libtorch::ensure(&MultiProgress::new())?.env {
+                cargo::print(&format!("export {name}='{value}'"));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        "" | "help" | "--help" | "-h" => {
+            cargo::print(HELP);
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("{other:?} is not a command\n\n{HELP}"),
+    }
+}
+
+/// What both main commands need: libtorch, the release binary, the default model.
+struct SetUp {
+    libtorch: libtorch::LibTorch,
+    binary: PathBuf,
+}
+
+fn set_up(progress: &MultiProgress) -> Result<SetUp> {
+    let libtorch = libtorch::ensure(progress)?;
+    cargo::remember(&libtorch)?;
+    let binary = cargo::build_binary(&libtorch)?;
+    Ok(SetUp { libtorch, binary })
+}
+
+fn dev(arguments: &[String]) -> Result<ExitCode> {
+    let progress = MultiProgress::new();
+    let (flags, images): (Vec<_>, Vec<_>) =
+        arguments.iter().cloned().partition(|argument| argument.starts_with('-'));
+    if let Some(flag) = flags.iter().find(|flag| *flag != "--once") {
+        bail!("dev: {flag} is not an option; there is --once");
+    }
+    let SetUp { binary, .. } = set_up(&progress)?;
+    model::ensure(&progress, &binary, model::DEFAULT)?;
+    let images = match images.is_empty() {
+        true => samples::ensure(&progress)?.into_iter().map(|path| path.display().to_string()).collect(),
+        false => images,
+    };
+    cargo::status(std::process::Command::new(binary).arg("dev").args(flags).args(images))
+}
+
+fn test(arguments: &[String]) -> Result<ExitCode> {
+    let progress = MultiProgress::new();
+    let SetUp { libtorch, binary } = set_up(&progress)?;
+    let mut command = cargo::command(&libtorch);
+    command.args(["test", "--workspace"]).args(arguments);
+    // Everything is there: a test that skips is a failure.
+    command.env("SIGHTLINE_TEST_NO_SKIP", "1");
+    command.env("SIGHTLINE_TEST_BINARY", &binary);
+    command.env("SIGHTLINE_TEST_MODEL", model::ensure(&progress, &binary, model::DEFAULT)?);
+    command.env("SIGHTLINE_TEST_INCEPTION", model::ensure(&progress, &binary, model::INCEPTION)?);
+    command.env("SIGHTLINE_TEST_SAMPLES", samples::folder(&progress)?);
+    command.env("SIGHTLINE_TEST_PYTHON", tools::python(&progress)?);
+    command.env("SIGHTLINE_TEST_NODE", tools::node(&progress)?);
+    command.env("SIGHTLINE_TEST_NODE_MODULES", tools::node_modules(&progress)?);
+    command.env("SIGHTLINE_TEST_GRPCURL", tools::grpcurl(&progress)?);
+    cargo::status(&mut command)
+}
+
+fn bench(arguments: &[String]) -> Result<ExitCode> {
+    let progress = MultiProgress::new();
+    let SetUp { libtorch, binary } = set_up(&progress)?;
+    let name = match arguments.first().map(String::as_str) {
+        Some(name @ "serving") => name,
+        _ => bail!("bench: name one of: serving"),
+    };
+    let mut command = cargo::command(&libtorch);
+    command.args(["run", "--release", "-p", "sightline-benches", "--bin", name, "--"]).args(&arguments[1..]);
+    command.env("SIGHTLINE_TEST_BINARY", &binary);
+    command.env("SIGHTLINE_TEST_MODEL", model::ensure(&progress, &binary, model::DEFAULT)?);
+    command.env("SIGHTLINE_TEST_PACKAGE", model::package(&progress)?);
+    command.env("SIGHTLINE_TEST_SAMPLES", samples::folder(&progress)?);
+    command.env("SIGHTLINE_TEST_PYTHON", tools::peer_python(&progress)?);
+    cargo::status(&mut command)
+}
+
+fn generate() -> Result<ExitCode> {
+    let mut codegen = std::process::Command::new(cargo::cargo());
+    cargo::check(codegen.args(["run", "-q", "-p", "sightline-codegen"]))?;
+    let SetUp { binary, .. } = set_up(&MultiProgress::new())?;
+    let output = std::process::Command::new(binary).args(["config", "print", "--markdown"]).output()?;
+    std::fs::write(cargo::root().join("docs/CONFIG.md"), output.stdout)?;
+    Ok(ExitCode::SUCCESS)
+}
