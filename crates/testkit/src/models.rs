@@ -1,0 +1,95 @@
+//! Models made in the test: real TorchScript, a fraction of a millisecond per image.
+
+use std::path::{Path, PathBuf};
+
+use sightline_model::{
+    graph::{Graph, GraphBuilder},
+    manifest::{
+        Class, Colour, Corners, Digest, Fit, Input, Layout, Manifest, Output, Resize, Role, SCHEMA, Transport,
+    },
+    torchscript::{Flavour, write},
+};
+
+/// What a small model looks like.
+#[derive(Debug, Clone)]
+pub struct Small {
+    /// Its name.
+    pub name: &'static str,
+    /// Width and height of the input.
+    pub side: u32,
+    /// Names and roles of the classes.
+    pub classes: Vec<(&'static str, Role)>,
+    /// Gives other weights.
+    pub seed: u64,
+    /// Outputs of the module, when it is to differ from the number of classes.
+    pub outputs: Option<usize>,
+}
+
+impl Default for Small {
+    fn default() -> Self {
+        Self {
+            name: "small",
+            side: 32,
+            classes: vec![
+                ("safe", Role::Safe),
+                ("suggestive", Role::Suggestive),
+                ("explicit", Role::Explicit),
+            ],
+            seed: 7,
+            outputs: None,
+        }
+    }
+}
+
+impl Small {
+    /// The layers.
+    pub fn graph(&self) -> Graph {
+        let (side, outputs) = (self.side as usize, self.outputs.unwrap_or(self.classes.len()));
+        GraphBuilder::classifier(side, side, outputs, self.seed).unwrap().graph
+    }
+
+    /// Writes `model.pt` and `model.toml` into `parent/<name>` and gives that folder.
+    pub fn write(&self, parent: &Path) -> PathBuf {
+        let folder = parent.join(self.name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let bytes = write(&self.graph(), Flavour::Portable).unwrap();
+        std::fs::write(folder.join("model.pt"), &bytes).unwrap();
+        self.manifest(Digest::of(&bytes)).save(&folder).unwrap();
+        folder
+    }
+
+    fn manifest(&self, digest: Digest) -> Manifest {
+        Manifest {
+            schema: SCHEMA,
+            name: self.name.into(),
+            version: "1".into(),
+            file: "model.pt".into(),
+            digest,
+            output: Output::Probabilities,
+            tolerance: 1e-4,
+            license: "Apache-2.0".into(),
+            source: "made in a test".into(),
+            classes: self
+                .classes
+                .iter()
+                .map(|(name, role)| Class { name: (*name).into(), role: *role })
+                .collect(),
+            input: Input {
+                width: self.side,
+                height: self.side,
+                channels: 3,
+                colour: Colour::Rgb,
+                layout: Layout::Nchw,
+                scale: 1.0 / 255.0,
+                mean: vec![0.0; 3],
+                std: vec![1.0; 3],
+                resize: Resize::Bilinear,
+                corners: Corners::HalfPixel,
+                antialias: false,
+                fit: Fit::Stretch,
+                transport: Transport::U8,
+            },
+            variants: vec![],
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! What only `cargo xtask test` provides.
+
+use std::{env, path::PathBuf};
+
+/// The path in an environment variable that `cargo xtask test` sets.
+///
+/// Without it the test is skipped, and says so; `SIGHTLINE_TEST_NO_SKIP`, which `cargo xtask test` sets, makes that a
+/// failure.
+pub fn path(variable: &str) -> Option<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
+        return Some(path.into());
+    }
+    assert!(
+        env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(),
+        "{variable} is not set, and no test may be skipped"
+    );
+    println!("SKIPPED: {variable} is not set; `cargo xtask test` sets it");
+    None
+}
+
+/// The default model, converted.
+pub fn model() -> Option<PathBuf> {
+    path("SIGHTLINE_TEST_MODEL")
+}
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}

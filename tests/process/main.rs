@@ -1,0 +1,13 @@
+//! The real binary, from outside: arguments in, output, exit codes and signals.
+
+#![allow(clippy::unwrap_used)] // a panic here is a failed test
+
+mod auth;
+mod classify;
+mod config;
+mod help;
+mod kill;
+mod questions;
+mod start;
+mod stop;
+mod support;

@@ -1,0 +1,125 @@
+//! Starting, stopping, and what is seen from outside meanwhile.
+
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
+
+use sightline_node::{Node, NodeError, Role};
+use sightline_proto::ingest::classify_stream_response::Message as Hear;
+use sightline_testkit::{MeshSandbox, eventually, frames, models::Small};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::stream::{frame, open};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
+    let mesh = MeshSandbox::start().await;
+    let mut health = HealthClient::new(mesh.channel(Role::Ingest).await);
+    let service = "sightline.ingest.v1.IngestService".to_owned();
+    let mut watch = health.watch(HealthCheckRequest { service }).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    let (mut talk, _) = open(mesh.ingest().await, "ada").await;
+    for id in 0..20 {
+        talk.say.send(frame(id, frames::png(id, 200))).await.unwrap();
+    }
+    // The first answer shows that the stream is being read.
+    let mut answered =
+        usize::from(matches!(talk.hear.message().await.unwrap().unwrap().message, Some(Hear::Verdict(_))));
+    let stopping = tokio::spawn(mesh.stop_keeping_files());
+    let mut told = false;
+    while let Some(heard) = talk.hear.message().await.unwrap() {
+        match heard.message.unwrap() {
+            Hear::Verdict(_) => answered += 1,
+            Hear::Drain(_) => told = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(told, "the stream was not told");
+    assert!(answered > 0);
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    drop((watch, health, talk));
+    let folder = tokio::time::timeout(Duration::from_secs(20), stopping).await.unwrap().unwrap();
+
+    // Every verdict that was given is counted, although the mesh stopped right behind it.
+    let again = MeshSandbox::start_with(|config| config.node.data_dir = folder.path().join("data")).await;
+    assert_eq!(again.counted().await as usize, answered);
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_service_shows_health_and_an_unknown_one_is_watched_until_it_appears() {
+    let mesh = MeshSandbox::start().await;
+    for (role, service) in [
+        (Role::Ingest, "sightline.ingest.v1.IngestService"),
+        (Role::Classifier, "sightline.classifier.v1.ClassifierService"),
+        (Role::Stats, "sightline.stats.v1.StatsService"),
+        (Role::Ratelimiter, "sightline.ratelimiter.v1.RateLimiterService"),
+    ] {
+        let mut health = HealthClient::new(mesh.channel(role).await);
+        for name in ["", service] {
+            let answer =
+                health.check(HealthCheckRequest { service: name.into() }).await.unwrap().into_inner();
+            assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+        }
+        let mut watch =
+            health.watch(HealthCheckRequest { service: "other".into() }).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+    }
+    mesh.stop().await;
+}
+
+fn get(address: std::net::SocketAddr, path: &str) -> String {
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_name_what_happened_and_nobody_it_happened_to() {
+    let mesh = MeshSandbox::start().await;
+    mesh.classify(frames::jpeg(1, 64)).await.unwrap();
+    mesh.classify(frames::jpeg(1, 64)).await.unwrap();
+    mesh.classify(b"no image".to_vec()).await.unwrap_err();
+    let address = mesh.admin_address();
+    eventually!(get(address, "/metrics").contains("stats_events_total"));
+    let metrics = get(address, "/metrics");
+    for name in [
+        "request_duration_seconds_bucket",
+        "ingest_frames_total{result=\"ok\"",
+        "reason=\"IMAGE_UNRECOGNISED\"",
+        "cache_requests_total{cache=\"memory\",result=\"hit\"}",
+        "ml_inference_duration_seconds",
+        "ml_batch_size",
+        "nsfw_detections_total",
+        "ratelimiter_checks_total",
+        "sightline_build_info",
+    ] {
+        assert!(metrics.contains(name), "{name} is missing in:\n{metrics}");
+    }
+    assert!(!metrics.contains("ada"), "a user's name is in the metrics");
+    assert!(get(address, "/readyz").starts_with("HTTP/1.1 200"));
+    assert!(get(address, "/livez").starts_with("HTTP/1.1 200"));
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_and_an_open_door_are_refused_at_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = MeshSandbox::config(&folder);
+    config.classifier.models = vec![Small::default().write(folder.path())];
+    config.stats.listen = taken.local_addr().unwrap();
+    let error = Node::start(config.clone(), &Role::ALL).await.err().unwrap();
+    assert!(matches!(error, NodeError::Bind(_)));
+    assert!(error.to_string().starts_with("`stats.listen`: 127.0.0.1:"), "{error}");
+
+    config.stats.listen = ([0, 0, 0, 0], 0).into();
+    let error = Node::start(config, &[Role::Stats]).await.err().unwrap();
+    assert!(matches!(error, NodeError::Insecure { setting: "stats.listen", .. }), "{error}");
+}
