@@ -92,7 +92,9 @@ fn people_get_a_table_and_success_is_0() {
     for command in [&["classify"][..], &["dev", "--once"]] {
         let arguments = [command, &["--set", &model, "--set", &data, &files[0]]].concat();
         let Some(said) = sightline(&arguments) else { return };
-        assert_table(&said.ok(), &files[0]);
+        // The file's name is enough where it tells the files apart.
+        let name = Path::new(&files[0]).file_name().unwrap().to_str().unwrap();
+        assert_table(&said.ok(), name);
     }
 }
 
