@@ -70,7 +70,6 @@ struct Worker {
     plan: Arc<Plan>,
     executor: Box<dyn Executor>,
     max_batch: usize,
-    input: Vec<f32>,
     output: Vec<f32>,
 }
 
@@ -79,7 +78,7 @@ impl Worker {
     fn new(plan: Arc<Plan>, max_batch: usize) -> Result<Self, BackendError> {
         plan.backend.prepare_thread();
         let executor = plan.backend.load(&plan.manifest, Path::new(&plan.folder))?;
-        let mut worker = Self { plan, executor, max_batch, input: Vec::new(), output: Vec::new() };
+        let mut worker = Self { plan, executor, max_batch, output: Vec::new() };
         worker.measure(1)?;
         if max_batch == 0 {
             worker.max_batch = worker.calibrate()?;
@@ -110,10 +109,8 @@ impl Worker {
 
     /// One run of grey pixels.
     fn measure(&mut self, size: usize) -> Result<Duration, BackendError> {
-        self.input.clear();
-        self.input.resize(self.plan.scaling.values() * size, 0.5);
         let since = Instant::now();
-        self.infer(size)?;
+        self.infer(size, &mut |pixels| pixels.fill(0.5))?;
         Ok(since.elapsed())
     }
 
@@ -128,11 +125,13 @@ impl Worker {
     fn classify(&mut self, batch: Vec<Entry>) {
         let size = batch.len();
         let since = Instant::now();
-        self.input.clear();
-        for entry in &batch {
-            self.plan.scaling.append(&entry.pixels, &mut self.input);
-        }
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.infer(size)))
+        let plan = Arc::clone(&self.plan);
+        let mut fill = |values: &mut [f32]| {
+            for (entry, values) in batch.iter().zip(values.chunks_exact_mut(plan.scaling.values())) {
+                plan.scaling.write(&entry.pixels, values);
+            }
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.infer(size, &mut fill)))
             .unwrap_or_else(|_| Err(BackendError("the executor panicked".into())));
         let inference = since.elapsed();
         events::batch_run(&self.plan.name, size, inference);
@@ -154,10 +153,10 @@ impl Worker {
         }
     }
 
-    /// Runs what is in `input`; leaves checked probabilities in `output`.
-    fn infer(&mut self, size: usize) -> Result<(), BackendError> {
+    /// Runs what `fill` writes; leaves checked probabilities in `output`.
+    fn infer(&mut self, size: usize, fill: &mut dyn FnMut(&mut [f32])) -> Result<(), BackendError> {
         let classes = self.plan.manifest.classes.len();
-        self.executor.run(&self.input, size, &mut self.output)?;
+        self.executor.run(size, fill, &mut self.output)?;
         if self.output.len() != size * classes {
             return Err(BackendError(format!(
                 "the module gives {} values for {size} images where model.toml names {classes} classes",

@@ -53,27 +53,36 @@ impl Scaling {
         self.values * width
     }
 
-    /// Appends one image's numbers to `out`; `pixels` has [`Scaling::bytes`] bytes.
-    pub(crate) fn append(&self, pixels: &[u8], out: &mut Vec<f32>) {
+    /// Writes one image's numbers; `pixels` has [`Scaling::bytes`] bytes and `out` takes [`Scaling::values`] numbers.
+    pub(crate) fn write(&self, pixels: &[u8], out: &mut [f32]) {
         let uniform =
             self.factor.windows(2).all(|w| w[0] == w[1]) && self.offset.windows(2).all(|w| w[0] == w[1]);
         let (factor, offset) = (self.factor[0], self.offset[0]);
         match (self.format, uniform) {
             (PixelFormat::U16, true) => {
-                let wide = pixels.as_chunks::<2>().0.iter();
-                out.extend(wide.map(|two| f32::from(u16::from_le_bytes(*two)) * factor + offset));
+                for (value, two) in out.iter_mut().zip(pixels.as_chunks::<2>().0) {
+                    *value = f32::from(u16::from_le_bytes(*two)) * factor + offset;
+                }
+            }
+            (PixelFormat::U16, false) => {
+                for (at, (value, two)) in out.iter_mut().zip(pixels.as_chunks::<2>().0).enumerate() {
+                    *value = self.scale(at, f32::from(u16::from_le_bytes(*two)));
+                }
             }
             (PixelFormat::F32, _) => {
-                let words = pixels.as_chunks::<4>().0.iter().enumerate();
-                out.extend(words.map(|(at, four)| self.scale(at, f32::from_le_bytes(*four))));
+                for (at, (value, four)) in out.iter_mut().zip(pixels.as_chunks::<4>().0).enumerate() {
+                    *value = self.scale(at, f32::from_le_bytes(*four));
+                }
             }
-            (_, true) => out.extend(pixels.iter().map(|byte| f32::from(*byte) * factor + offset)),
-            (PixelFormat::U16, false) => {
-                let wide = pixels.as_chunks::<2>().0.iter().enumerate();
-                out.extend(wide.map(|(at, two)| self.scale(at, f32::from(u16::from_le_bytes(*two)))));
+            (_, true) => {
+                for (value, byte) in out.iter_mut().zip(pixels) {
+                    *value = f32::from(*byte) * factor + offset;
+                }
             }
             (_, false) => {
-                out.extend(pixels.iter().enumerate().map(|(at, byte)| self.scale(at, f32::from(*byte))));
+                for (at, (value, byte)) in out.iter_mut().zip(pixels).enumerate() {
+                    *value = self.scale(at, f32::from(*byte));
+                }
             }
         }
     }

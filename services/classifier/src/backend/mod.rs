@@ -24,12 +24,17 @@ pub trait Backend: Send + Sync + 'static {
 
 /// A loaded model, owned by one thread.
 pub trait Executor {
-    /// Runs `batch` images: `input` is f32 in rows, columns, colours order, scaled as the manifest says;
-    /// `output` is replaced by batch × classes values.
+    /// Runs `batch` images. `fill` writes them into the executor's own buffer: f32 in rows, columns, colours order,
+    /// scaled as the manifest says; `output` is replaced by batch × classes values.
     ///
     /// # Errors
     /// [`BackendError`]; the executor can be used again.
-    fn run(&mut self, input: &[f32], batch: usize, output: &mut Vec<f32>) -> Result<(), BackendError>;
+    fn run(
+        &mut self,
+        batch: usize,
+        fill: &mut dyn FnMut(&mut [f32]),
+        output: &mut Vec<f32>,
+    ) -> Result<(), BackendError>;
 }
 
 /// What a backend says went wrong: one line, no pixels.

@@ -59,14 +59,19 @@ struct Loaded {
 }
 
 impl Executor for Loaded {
-    fn run(&mut self, input: &[f32], batch: usize, output: &mut Vec<f32>) -> Result<(), BackendError> {
+    fn run(
+        &mut self,
+        batch: usize,
+        fill: &mut dyn FnMut(&mut [f32]),
+        output: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
         let shape = InputShape {
             batch,
             height: self.input.height as usize,
             width: self.input.width as usize,
             channels: self.input.channels as usize,
         };
-        self.model.forward(input, shape, self.layout, output).map(drop).map_err(|error| explain(&error))
+        self.model.forward_with(shape, self.layout, fill, output).map(drop).map_err(|error| explain(&error))
     }
 }
 
