@@ -1,6 +1,7 @@
 //! Frames: photographs turned, cut, relit and grained differently each time, as JPEG of 512 pixels.
 
 use std::{
+    io::Cursor,
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -29,7 +30,12 @@ pub(crate) fn make(samples: &Path, count: usize) -> Result<Vec<Bytes>> {
             if seed >= count {
                 return Ok(made);
             }
-            made.push((seed, one(&photos[seed % photos.len()], seed as u64)?));
+            let pixels = cut(&photos[seed % photos.len()], seed as u64);
+            let mut jpeg = Vec::new();
+            let mut encoder = Encoder::new(&mut jpeg, QUALITY);
+            encoder.set_sampling_factor(SamplingFactor::F_2_2);
+            encoder.encode(&pixels, SIDE as u16, SIDE as u16, ColorType::Rgb)?;
+            made.push((seed, Bytes::from(jpeg)));
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -42,6 +48,24 @@ pub(crate) fn make(samples: &Path, count: usize) -> Result<Vec<Bytes>> {
     Ok(frames.into_iter().map(|(_, frame)| frame).collect())
 }
 
+/// A few frames without loss, for which every decoder gives the same pixels.
+pub(crate) fn lossless(samples: &Path) -> Result<Vec<Bytes>> {
+    let frame = |(at, name): (usize, &&str)| {
+        let mut png = Cursor::new(Vec::new());
+        let pixels = cut(&open(samples, name)?, at as u64);
+        image::write_buffer_with_format(
+            &mut png,
+            &pixels,
+            SIDE as u32,
+            SIDE as u32,
+            image::ExtendedColorType::Rgb8,
+            image::ImageFormat::Png,
+        )?;
+        Ok(png.into_inner().into())
+    };
+    PHOTOS.iter().enumerate().map(frame).collect()
+}
+
 fn open(folder: &Path, name: &str) -> Result<RgbImage> {
     let files = ["png", "jpg"].map(|extension| folder.join(name).with_extension(extension));
     let Some(file) = files.iter().find(|file| file.is_file()) else {
@@ -51,7 +75,7 @@ fn open(folder: &Path, name: &str) -> Result<RgbImage> {
 }
 
 /// A cut of the photograph: turned by up to 8 degrees, perhaps mirrored, lighter or darker, with grain.
-fn one(photo: &RgbImage, seed: u64) -> Result<Bytes> {
+fn cut(photo: &RgbImage, seed: u64) -> Vec<u8> {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (width, height) = (photo.width() as f32, photo.height() as f32);
     let side = width.min(height) * random.between(0.5, 0.8);
@@ -74,11 +98,7 @@ fn one(photo: &RgbImage, seed: u64) -> Result<Bytes> {
             );
         }
     }
-    let mut jpeg = Vec::new();
-    let mut encoder = Encoder::new(&mut jpeg, QUALITY);
-    encoder.set_sampling_factor(SamplingFactor::F_2_2);
-    encoder.encode(&pixels, SIDE as u16, SIDE as u16, ColorType::Rgb)?;
-    Ok(jpeg.into())
+    pixels
 }
 
 /// Between four pixels, those beyond the edge repeated.

@@ -55,7 +55,7 @@ impl Mesh {
     pub(crate) async fn start(model: &Path, settings: &[String]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let model = format!("classifier.models=[{:?}]", model.display().to_string());
-        let mut all = vec![model.as_str(), "ratelimiter.rules=dev", "telemetry.log=warn"];
+        let mut all = vec![model.as_str(), "ratelimiter.rules=dev"];
         all.extend(settings.iter().map(String::as_str));
         let process = Process::dev(&folder, &all).context("SIGHTLINE_TEST_BINARY names no binary")?;
         let mut channels = Vec::new();

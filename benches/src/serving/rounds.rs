@@ -82,10 +82,10 @@ pub(crate) struct Field {
 pub(crate) struct Outcome {
     /// A sample per round.
     pub(crate) samples: BTreeMap<Row, Vec<Sample>>,
-    /// The largest difference of a score between the mesh and the peer.
-    pub(crate) peer_differs: Option<f32>,
+    /// For each frame the largest difference of a score between the mesh and the peer.
+    pub(crate) peer_differs: Vec<f32>,
     /// The same between the mesh and the bare loop.
-    pub(crate) bare_differs: Option<f32>,
+    pub(crate) bare_differs: Vec<f32>,
 }
 
 /// Frames that one round takes: other ones for each way into the mesh, or the second would find a full cache.
@@ -126,8 +126,8 @@ pub(crate) async fn round(
             _ => {}
         }
     }
-    differ(&ours, &theirs, &mut to.peer_differs);
-    differ(&ours, &bares, &mut to.bare_differs);
+    to.peer_differs.extend(differ(&ours, &theirs));
+    to.bare_differs.extend(differ(&ours, &bares));
     Ok(())
 }
 
@@ -189,13 +189,10 @@ pub(crate) async fn measure(
     Ok((Sample { frames, took, server, client, others }, scores))
 }
 
-/// The largest difference of scores that both have.
-fn differ(one: &Scores, other: &Scores, largest: &mut Option<f32>) {
-    for (at, scores) in one {
-        for (a, b) in scores.iter().zip(other.get(at).into_iter().flatten()) {
-            *largest = Some(largest.unwrap_or_default().max((a - b).abs()));
-        }
-    }
+/// The largest difference of a score, for each frame that both have.
+pub(crate) fn differ(one: &Scores, other: &Scores) -> Vec<f32> {
+    let both = one.iter().filter_map(|(at, scores)| Some((scores, other.get(at)?)));
+    both.map(|(a, b)| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)).collect()
 }
 
 fn explain(row: Row, before: &BTreeMap<String, Duration>, after: &BTreeMap<String, Duration>, frames: usize) {
