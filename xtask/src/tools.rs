@@ -53,7 +53,6 @@ pub(crate) fn peer_python(progress: &MultiProgress) -> Result<PathBuf> {
         "uvicorn==0.54.0",
         "numpy==2.4.6",
         "pillow==13.0.0",
-        "python-multipart==0.0.34",
         "torch==2.11.0",
     ];
     Ok(pip::environment(progress, "python-peer", &packages)?.join("python"))
