@@ -1,0 +1,67 @@
+//! Prometheus.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use crate::{Answer, Result, Server, Spec, free_port, http, io, tools::find};
+
+/// A Prometheus that scrapes every second.
+#[derive(Debug)]
+pub struct Prometheus {
+    /// The process.
+    pub server: Server,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl Prometheus {
+    /// Scrapes `jobs`: each a name and its `host:port` targets.
+    ///
+    /// # Errors
+    /// [`crate::Error`].
+    pub fn start(jobs: &[(&str, Vec<String>)]) -> Result<Self> {
+        Self::start_at(free_port(), jobs)
+    }
+
+    /// The same on a port of the caller's choice.
+    ///
+    /// # Errors
+    /// [`crate::Error`].
+    pub fn start_at(port: u16, jobs: &[(&str, Vec<String>)]) -> Result<Self> {
+        let folder = tempfile::tempdir().map_err(io("making a folder"))?;
+        let mut text = "global:\n  scrape_interval: 1s\nscrape_configs:\n".to_owned();
+        for (name, targets) in jobs {
+            text += &format!("  - job_name: {name}\n    static_configs:\n      - targets: {targets:?}\n");
+        }
+        let file = folder.path().join("prometheus.yml");
+        fs::write(&file, text).map_err(io("writing prometheus.yml"))?;
+        let spec = Spec {
+            name: "prometheus".into(),
+            program: find("prometheus")?,
+            arguments: vec![
+                format!("--config.file={}", file.display()),
+                format!("--storage.tsdb.path={}", folder.path().join("data").display()),
+                format!("--web.listen-address=127.0.0.1:{port}"),
+            ],
+            environment: vec![],
+            folder: folder.path().to_owned(),
+            user: None,
+            ready: Box::new(move || http::is_ok(port, "/-/ready")),
+        };
+        Ok(Self { server: Server::start(spec)?, port, _folder: folder })
+    }
+
+    /// Where its page and API are.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// GETs a path of its API, such as `/api/v1/query?query=up`.
+    ///
+    /// # Errors
+    /// [`crate::Error`].
+    pub fn get(&self, path: &str) -> Result<Answer> {
+        http::request(self.port, "GET", path, "")
+    }
+}

@@ -1,0 +1,70 @@
+//! The servers really start, really die, and really come back.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a panic here is a failed test
+
+use std::{
+    env,
+    time::{Duration, Instant},
+};
+
+use sightline_servers::{Error, PgBouncer, Postgres, Prometheus, Redis, RedisCluster, Result};
+
+/// Without the program the test is skipped, and says so; `cargo xtask test` makes that a failure.
+fn there<T>(started: Result<T>) -> Option<T> {
+    match started {
+        Err(error @ Error::Missing { .. }) => {
+            assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
+            println!("SKIPPED: {error}");
+            None
+        }
+        started => Some(started.unwrap()),
+    }
+}
+
+#[test]
+fn a_redis_is_killed_and_comes_back_empty() {
+    let Some(mut redis) = there(Redis::start(&[])) else { return };
+    redis.command(&["SET", "a", "1"]).unwrap();
+    assert_eq!(redis.command(&["GET", "a"]).unwrap().trim(), "1");
+    redis.server.kill();
+    assert!(redis.command(&["GET", "a"]).is_err());
+    redis.server.restart().unwrap();
+    assert_eq!(redis.command(&["GET", "a"]).unwrap().trim(), "");
+}
+
+#[test]
+fn a_cluster_serves_every_slot() {
+    let Some(cluster) = there(RedisCluster::start(3)) else { return };
+    let said = cluster.nodes[0].command(&["CLUSTER", "INFO"]).unwrap();
+    assert!(said.contains("cluster_slots_ok:16384") && said.contains("cluster_known_nodes:3"), "{said}");
+}
+
+#[test]
+fn a_postgres_keeps_what_was_committed_when_it_is_killed() {
+    let Some(mut postgres) = there(Postgres::start(&[])) else { return };
+    postgres.sql("sightline", "CREATE TABLE t (x int); INSERT INTO t VALUES (17)").unwrap();
+    let Some(bouncer) = there(PgBouncer::start(&postgres, 4)) else { return };
+    assert!(bouncer.url("sightline").ends_with("/sightline"));
+    postgres.server.kill();
+    assert!(postgres.sql("sightline", "SELECT 1").is_err());
+    postgres.server.restart().unwrap();
+    assert_eq!(postgres.sql("sightline", "SELECT x FROM t").unwrap(), "17");
+    assert!(postgres.server.cpu() > Duration::ZERO);
+}
+
+#[test]
+fn prometheus_scrapes_itself() {
+    let Some(prometheus) = there(Prometheus::start(&[])) else { return };
+    assert!(prometheus.get("/api/v1/query?query=up").unwrap().body.contains("success"));
+}
+
+#[test]
+fn a_server_that_cannot_start_names_its_log() {
+    let since = Instant::now();
+    match Redis::start(&["--no-such-option", "x"]) {
+        Err(Error::Missing { .. }) => {}
+        Err(error @ Error::NotStarted { .. }) => assert!(error.to_string().contains("redis.log"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(since.elapsed() < Duration::from_secs(30));
+}
