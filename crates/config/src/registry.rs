@@ -1,6 +1,9 @@
 //! Every key there is, from one place: environment variables, `config print` and the documentation.
 
-use crate::settings::{Section, SectionDoc};
+use crate::{
+    secret::mask,
+    settings::{Section, SectionDoc},
+};
 
 /// An environment variable and the key it sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +49,7 @@ impl Registry {
     }
 
     /// The whole configuration as a commented TOML file, with the values of `values`
-    /// (the serialised configuration); an unset key is shown commented out.
+    /// (the serialised configuration); an unset key is shown commented out, the password of a URL as `***`.
     pub fn render(&self, values: &toml::Table) -> String {
         let mut text = String::new();
         for section in &self.sections {
@@ -56,7 +59,7 @@ impl Registry {
             for field in &section.fields {
                 push_comment(&mut text, &field.doc);
                 match table.and_then(|table| table.get(field.name)) {
-                    Some(value) => text += &format!("{} = {value}\n", field.name),
+                    Some(value) => text += &format!("{} = {}\n", field.name, shown(value)),
                     None => text += &format!("# {} = \n", field.name),
                 }
             }
@@ -84,6 +87,14 @@ impl Registry {
             }
         }
         text
+    }
+}
+
+/// A value as TOML; a URL without its password.
+fn shown(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => toml::Value::String(mask(text)).to_string(),
+        other => other.to_string(),
     }
 }
 

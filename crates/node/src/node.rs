@@ -9,7 +9,7 @@ use std::{
 
 use sightline_ingest::Pipeline;
 use sightline_mesh::{auth::Verifier, server::bind};
-use sightline_telemetry::admin::Admin;
+use sightline_telemetry::{admin::Admin, dependencies::Dependencies};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tracing::info;
 
@@ -74,7 +74,9 @@ impl Node {
     /// [`NodeError`]; roles started before the failing one are stopped.
     pub async fn start(mut config: NodeConfig, roles: &[Role]) -> Result<Self, NodeError> {
         config.validate().map_err(NodeError::Config)?;
-        let shared = Shared { verifier: Verifier::from_config(&config.auth)? };
+        let dependencies = Dependencies::default();
+        let shared =
+            Shared { verifier: Verifier::from_config(&config.auth)?, dependencies: dependencies.clone() };
         let mut roles = roles.to_vec();
         roles.sort_unstable();
         roles.dedup();
@@ -103,7 +105,7 @@ impl Node {
                 return Err(error);
             }
         }
-        node.serve_admin(admin);
+        node.serve_admin(admin, dependencies);
         Ok(node)
     }
 
@@ -134,7 +136,7 @@ impl Node {
         Ok(())
     }
 
-    fn serve_admin(&mut self, listener: Option<TcpListener>) {
+    fn serve_admin(&mut self, listener: Option<TcpListener>, dependencies: Dependencies) {
         let Some(listener) = listener else { return };
         let Ok(address) = listener.local_addr() else { return };
         sightline_telemetry::metrics::recorder();
@@ -143,7 +145,7 @@ impl Node {
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            if let Err(error) = Admin::new(listener, ready).run(stopped).await {
+            if let Err(error) = Admin::new(listener, ready, dependencies).run(stopped).await {
                 tracing::error!("the admin server ended: {error}");
             }
         });

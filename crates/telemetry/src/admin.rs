@@ -1,11 +1,17 @@
-//! `/metrics`, `/livez` and `/readyz` over plain HTTP/1.1.
+//! `/metrics`, `/livez`, `/readyz` and `/healthz` over plain HTTP/1.1.
 
 use std::{future::Future, io, sync::Arc};
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::net::TcpListener;
 
-use crate::metrics;
+use crate::{dependencies::Dependencies, metrics};
 
 /// Says whether the process is ready, and what it waits for when it is not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -14,12 +20,13 @@ pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub struct Admin {
     listener: TcpListener,
     ready: Readiness,
+    dependencies: Dependencies,
 }
 
 impl Admin {
-    /// Serves on `listener`; `ready` answers `/readyz`.
-    pub fn new(listener: TcpListener, ready: Readiness) -> Self {
-        Self { listener, ready }
+    /// Serves on `listener`; `ready` answers `/readyz`, `dependencies` are what `/healthz` shows.
+    pub fn new(listener: TcpListener, ready: Readiness, dependencies: Dependencies) -> Self {
+        Self { listener, ready, dependencies }
     }
 
     /// Serves until `stop` completes.
@@ -31,7 +38,9 @@ impl Admin {
             .route("/metrics", get(|| async { metrics::recorder().render() }))
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
-            .with_state(self.ready);
+            .with_state(self.ready)
+            .route("/healthz", get(healthz))
+            .with_state(self.dependencies);
         axum::serve(self.listener, router).with_graceful_shutdown(stop).await
     }
 }
@@ -41,4 +50,13 @@ async fn readyz(State(ready): State<Readiness>) -> (StatusCode, String) {
         Ok(()) => (StatusCode::OK, "ok\n".into()),
         Err(waiting) => (StatusCode::SERVICE_UNAVAILABLE, format!("{waiting}\n")),
     }
+}
+
+/// What the process depends on, as JSON; 503 when something that it cannot do without is down.
+async fn healthz(State(dependencies): State<Dependencies>) -> impl IntoResponse {
+    let status = match dependencies.overall() {
+        "down" => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    };
+    (status, [(CONTENT_TYPE, "application/json")], dependencies.json() + "\n")
 }

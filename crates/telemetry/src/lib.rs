@@ -2,12 +2,14 @@
 //!
 //! - [`logs::init`]: human-readable lines on a terminal, one JSON object a line elsewhere, always on standard error.
 //! - [`metrics::recorder`]: the process's Prometheus registry.
-//! - [`admin::Admin`]: `/metrics`, `/livez` and `/readyz` over plain HTTP, on a port of its own so that it never shares
+//! - [`dependencies::Dependencies`]: how each server that the process needs is.
+//! - [`admin::Admin`]: `/metrics`, `/livez`, `/readyz` and `/healthz` over plain HTTP, on a port of its own so that it never shares
 //!   the public edge.
 //!
 //! Pixels, tokens and hashes never go into a field of either (promise P6); user ids never into a label.
 
 pub mod admin;
+pub mod dependencies;
 pub mod logs;
 pub mod metrics;
 

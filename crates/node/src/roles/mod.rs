@@ -11,6 +11,7 @@ use sightline_mesh::{
     auth::{Guard, Verifier},
     server::{Lifecycle, Server},
 };
+use sightline_telemetry::dependencies::Dependencies;
 use tokio::task::JoinHandle;
 
 use crate::{NodeError, Role};
@@ -19,6 +20,7 @@ use crate::{NodeError, Role};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     pub(crate) verifier: Option<Arc<Verifier>>,
+    pub(crate) dependencies: Dependencies,
 }
 
 impl Shared {
