@@ -84,6 +84,36 @@ fn files_that_settings_name_are_checked_too() {
 }
 
 #[test]
+fn settings_with_which_no_process_would_start_are_refused() {
+    let cases: [(&str, &[&str]); 5] = [
+        (
+            "[ingest]\nlisten = \"0.0.0.0:7401\"\n",
+            &["`ingest.listen` is 0.0.0.0:7401, beyond loopback", "--insecure"],
+        ),
+        ("[ingest]\nclassifier = []\n", &["no address of classifier is configured"]),
+        ("[telemetry]\nlog = \"=loud=\"\n", &["`telemetry.log`", "=loud="]),
+        ("[classifier]\nmodels = [\"/nowhere\"]\n", &["`classifier.models`", "/nowhere"]),
+        (
+            "[auth]\nservice_token_file = \"/nowhere/token\"\n",
+            &["`auth.service_token_file`", "/nowhere/token"],
+        ),
+    ];
+    for (text, words) in cases {
+        let Some(said) = check(text) else { return };
+        said.refused(words);
+    }
+}
+
+#[test]
+fn the_environment_may_name_a_version_that_is_a_number_and_hold_what_is_no_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(mut command) = Process::command() else { return };
+    command.args(["config", "print"]).env("SIGHTLINE_POLICY_VERSION", "2");
+    command.env("SOMEBODYS", std::ffi::OsStr::from_bytes(&[0xff, 0xfe]));
+    assert!(Said::of(command.output().unwrap()).ok().contains("\nversion = \"2\"\n"));
+}
+
+#[test]
 fn a_missing_file_an_unknown_variable_and_a_malformed_flag_are_refused() {
     let Some(said) = sightline(&["config", "check", "--config", "/nowhere/sightline.toml"]) else { return };
     said.refused(&["/nowhere/sightline.toml does not exist"]);

@@ -17,7 +17,7 @@ async fn classify(address: std::net::SocketAddr, seed: u64) -> Result<(), tonic:
 async fn a_replica_that_goes_away_is_not_seen_by_clients() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = MeshSandbox::config(&folder);
-    config.telemetry.admin_listen = None;
+    config.telemetry.admin_listen = sightline_config::Listen::OFF;
     config.classifier.models = vec![Small::default().write(folder.path())];
     let others = Node::start(config.clone(), &[Role::Ratelimiter, Role::Stats]).await.unwrap();
     let first = Node::start(config.clone(), &[Role::Classifier]).await.unwrap();
@@ -68,7 +68,7 @@ async fn without_a_rate_limiter_frames_pass_or_are_refused_as_configured() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let mut config = MeshSandbox::config(&folder);
-        config.telemetry.admin_listen = None;
+        config.telemetry.admin_listen = sightline_config::Listen::OFF;
         config.classifier.models = vec![Small::default().write(folder.path())];
         config.ingest.ratelimiter_away = away;
         config.ingest.ratelimiter = vec!["http://127.0.0.1:9".into()];
@@ -87,7 +87,7 @@ async fn without_a_rate_limiter_frames_pass_or_are_refused_as_configured() {
 async fn a_client_out_of_time_is_told_during_what() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = MeshSandbox::config(&folder);
-    config.telemetry.admin_listen = None;
+    config.telemetry.admin_listen = sightline_config::Listen::OFF;
     config.classifier.models = vec![Small::default().write(folder.path())];
     // Nobody answers there, and ingest is patient.
     config.ingest.ratelimiter = vec!["http://127.0.0.1:9".into()];

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use sightline_config::{Layers, load};
+use sightline_config::{Layers, Listen, load};
 use sightline_node::{NodeConfig, registry};
 
 use crate::args::Settings;
@@ -19,10 +19,22 @@ pub(crate) fn read(settings: &Settings) -> Result<NodeConfig> {
     over(&NodeConfig::default(), settings)
 }
 
+/// How much a mesh in this process logs unless it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Logs {
+    /// As `serve` does: the mesh stays up.
+    Usual,
+    /// Warnings: a command's own output is what is looked at.
+    Quiet,
+}
+
 /// Settings of a mesh in this process: as [`read`], with generous limits and the model that set-up left in the cache.
-pub(crate) fn read_dev(settings: &Settings) -> Result<NodeConfig> {
+pub(crate) fn read_dev(settings: &Settings, logs: Logs) -> Result<NodeConfig> {
     let mut base = NodeConfig::default();
     base.ratelimiter.rules = DEV_RULES.into();
+    if logs == Logs::Quiet {
+        base.telemetry.log = "warn".into();
+    }
     let mut config = over(&base, settings)?;
     if config.classifier.models.is_empty() {
         config.classifier.models = vec![default_model()?];
@@ -40,13 +52,16 @@ pub(crate) fn on_free_ports(config: &mut NodeConfig) {
     ] {
         *listen = ([127, 0, 0, 1], 0).into();
     }
-    config.telemetry.admin_listen = None;
+    config.telemetry.admin_listen = Listen::OFF;
 }
 
 fn over(base: &NodeConfig, settings: &Settings) -> Result<NodeConfig> {
     let layers = Layers {
         file: settings.config.clone(),
-        environment: std::env::vars().collect(),
+        // A variable that is not UTF-8 is none of ours.
+        environment: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
         flags: settings.set.clone(),
     };
     let config = load(base, &registry(), &layers)?;

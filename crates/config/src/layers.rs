@@ -46,7 +46,9 @@ pub struct Layers {
 }
 
 /// Variables with our prefix that belong to set-up and tests, not to the configuration.
-const NOT_CONFIGURATION: [&str; 3] = ["SIGHTLINE_CACHE", "SIGHTLINE_CONFIG", "SIGHTLINE_TEST_"];
+const NOT_CONFIGURATION: [&str; 3] = ["SIGHTLINE_CACHE", "SIGHTLINE_CONFIG", "SIGHTLINE_TOOLS"];
+/// The same, for every variable that begins so.
+const NOT_CONFIGURATION_PREFIX: &str = "SIGHTLINE_TEST_";
 
 /// Reads `C` from the layers over `base`, the defaults of this program or mode.
 ///
@@ -65,10 +67,12 @@ pub fn load<C: Serialize + DeserializeOwned>(
         figment = figment.merge(Toml::file_exact(file));
     }
     figment = figment.merge(environment(registry, &layers.environment)?);
+    let variables = registry.variables();
     let mut flags = Keys::new("a --set flag");
     for flag in &layers.flags {
         let (key, value) = flag.split_once('=').ok_or_else(|| ConfigError::MalformedFlag(flag.clone()))?;
-        flags.insert(key, value);
+        let is_text = variables.iter().any(|variable| variable.key == key && variable.is_text);
+        flags.insert(key, value, is_text);
     }
     figment.merge(flags).extract().map_err(|error| ConfigError::Invalid(describe(error)))
 }
@@ -77,12 +81,12 @@ fn environment(registry: &Registry, environment: &[(String, String)]) -> Result<
     let variables = registry.variables();
     let mut keys = Keys::new("the environment");
     for (name, value) in environment {
-        if !name.starts_with("SIGHTLINE_") || NOT_CONFIGURATION.iter().any(|prefix| name.starts_with(prefix))
-        {
+        let other = NOT_CONFIGURATION.contains(&name.as_str()) || name.starts_with(NOT_CONFIGURATION_PREFIX);
+        if other || !name.starts_with("SIGHTLINE_") {
             continue;
         }
         match variables.iter().find(|variable| variable.name == *name) {
-            Some(variable) => keys.insert(&variable.key, value),
+            Some(variable) => keys.insert(&variable.key, value, variable.is_text),
             None => {
                 let nearest = variables
                     .iter()
@@ -108,9 +112,12 @@ impl Keys {
         Self { name, dict: Dict::new() }
     }
 
-    fn insert(&mut self, key: &str, value: &str) {
-        // Figment reads numbers, booleans and lists out of the text; anything else is a string.
-        let value: Value = value.parse().expect("parsing a figment value cannot fail");
+    fn insert(&mut self, key: &str, value: &str, is_text: bool) {
+        // Figment reads numbers, booleans and lists out of the text; anything else is a string. A version "2" stays one.
+        let value: Value = match is_text {
+            true => Value::from(unquoted(value)),
+            false => value.parse().expect("parsing a figment value cannot fail"),
+        };
         let mut path: Vec<&str> = key.split('.').collect();
         let last = path.pop().expect("splitting gives at least one part");
         let mut dict = &mut self.dict;
@@ -124,6 +131,12 @@ impl Keys {
         }
         dict.insert(last.to_owned(), value);
     }
+}
+
+/// A text setting may be written as in the file, in quotes, or without.
+fn unquoted(value: &str) -> &str {
+    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    inner.filter(|inner| !inner.contains(['"', '\\'])).unwrap_or(value)
 }
 
 impl Provider for Keys {
@@ -200,6 +213,10 @@ mod tests {
             pub wait: HumanDuration = HumanDuration::from_secs(5),
             /// A list.
             pub names: Vec<String> = vec![],
+            /// A text.
+            pub version: Option<String> = None,
+            /// An address.
+            pub listen: crate::Listen = crate::Listen::OFF,
         }
     }
 
@@ -232,6 +249,34 @@ mod tests {
         assert_eq!(read("[part]\nsize = 4", &environment, &[]).unwrap().size, 5);
         assert_eq!(read("[part]\nsize = 4", &environment, &["part.size=6"]).unwrap().size, 6);
         assert_eq!(read("", &[("SIGHTLINE_PART_NAMES", "[a, b]")], &[]).unwrap().names, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_text_that_looks_like_a_number_stays_a_text() {
+        let version = |value| read("", &[("SIGHTLINE_PART_VERSION", value)], &[]).unwrap().version;
+        for (value, expected) in
+            [("2", "2"), ("true", "true"), ("[a]", "[a]"), ("\"2\"", "2"), ("a b", "a b")]
+        {
+            assert_eq!(version(value).as_deref(), Some(expected));
+        }
+        assert_eq!(read("", &[], &["part.version=7"]).unwrap().version.as_deref(), Some("7"));
+    }
+
+    #[test]
+    fn an_address_can_be_turned_off_in_every_layer() {
+        let on = "[part]\nlisten = \"127.0.0.1:7400\"";
+        assert_eq!(read(on, &[], &[]).unwrap().listen.to_string(), "127.0.0.1:7400");
+        assert_eq!(read(on, &[("SIGHTLINE_PART_LISTEN", "off")], &[]).unwrap().listen, crate::Listen::OFF);
+        let message = read(on, &[], &["part.listen=7400"]).unwrap_err();
+        assert!(message.contains("`part.listen`: 7400 is neither an address"), "{message}");
+    }
+
+    #[test]
+    fn a_variable_that_only_begins_like_one_of_ours_is_refused() {
+        for name in ["SIGHTLINE_CACHE_TTL", "SIGHTLINE_CONFIG_FILE"] {
+            assert!(read("", &[(name, "x")], &[]).unwrap_err().contains("sets nothing"), "{name}");
+        }
+        assert!(read("", &[("SIGHTLINE_CACHE", "/tmp")], &[]).is_ok());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub use layers::{ConfigError, Layers, load};
 pub use registry::{Registry, Variable};
 pub use secret::{ServerUrl, mask};
 pub use settings::{Field, Section, SectionDoc};
-pub use units::{ByteSize, HumanDuration};
+pub use units::{ByteSize, HumanDuration, Listen};
 
 #[doc(hidden)]
 pub use serde;

@@ -16,6 +16,8 @@ pub struct Variable {
     pub doc: String,
     /// The default as TOML; `None` when the key starts unset.
     pub default: Option<String>,
+    /// Whether any text is a value.
+    pub is_text: bool,
 }
 
 /// All sections of one program.
@@ -42,6 +44,7 @@ impl Registry {
                     key: format!("{}.{}", section.name, field.name),
                     doc: join(&field.doc),
                     default: section.defaults.get(field.name).map(toml::Value::to_string),
+                    is_text: field.is_text(),
                 });
             }
         }

@@ -7,6 +7,17 @@ pub struct Field {
     pub name: &'static str,
     /// The docstring's lines.
     pub doc: Vec<&'static str>,
+    /// The Rust type as written.
+    pub type_name: &'static str,
+}
+
+impl Field {
+    /// Whether any text is a value: then what the environment says is not read as a number, a boolean or a list.
+    pub fn is_text(&self) -> bool {
+        let bare: String = self.type_name.split_whitespace().collect();
+        let inner = bare.strip_prefix("Option<").and_then(|rest| rest.strip_suffix('>')).unwrap_or(&bare);
+        matches!(inner.rsplit("::").next(), Some("String" | "PathBuf" | "ServerUrl"))
+    }
 }
 
 /// A documented section: one table of the file.
@@ -68,7 +79,11 @@ macro_rules! settings {
                 $crate::SectionDoc::new::<Self>(
                     $section,
                     vec![$($doc),+],
-                    vec![ $( $crate::Field { name: stringify!($field), doc: vec![$($field_doc),+] }, )* ],
+                    vec![ $( $crate::Field {
+                            name: stringify!($field),
+                            doc: vec![$($field_doc),+],
+                            type_name: stringify!($type),
+                        }, )* ],
                 )
             }
         }

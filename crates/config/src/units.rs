@@ -1,6 +1,6 @@
 //! Values that carry their unit.
 
-use std::{fmt, ops::Deref, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, ops::Deref, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -136,6 +136,45 @@ text_serde!(HumanDuration, |number: u64| if number == 0 {
     Err(format!("{number} has no unit: write \"{number}s\" or \"{number}ms\""))
 });
 text_serde!(ByteSize, |number: u64| Ok::<_, String>(ByteSize(number)));
+
+text_serde!(Listen, |number: u64| Err(format!(
+    "{number} is neither an address such as \"127.0.0.1:7400\" nor \"off\""
+)));
+
+/// Where a server listens, or `"off"`: a key that can be turned off in every layer, which an unset one cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl Listen {
+    /// Nowhere.
+    pub const OFF: Self = Self(None);
+
+    /// On this address; port 0 is any free one.
+    pub const fn at(address: SocketAddr) -> Self {
+        Self(Some(address))
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+impl FromStr for Listen {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::OFF);
+        }
+        text.parse()
+            .map(Self::at)
+            .map_err(|_| format!("{text:?} is neither an address such as \"127.0.0.1:7400\" nor \"off\""))
+    }
+}
 
 #[cfg(test)]
 mod tests {

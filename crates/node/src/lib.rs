@@ -4,21 +4,13 @@
 //! ratelimiter, classifier, stats, ingest and stop in reverse: whoever is called outlives its callers. Between roles of
 //! the same process calls go over loopback by the same client as between machines: one way, tested once.
 
+mod check;
 mod config;
 mod error;
 mod node;
 mod roles;
 
+pub use check::check;
 pub use config::{NodeConfig, NodeSettings, registry};
 pub use error::NodeError;
 pub use node::{Node, Role};
-
-/// Reads the rules of limits that `config` names, for `sightline config check`.
-///
-/// # Errors
-/// [`NodeError`] naming the rule.
-pub fn check_rules(config: &NodeConfig) -> Result<(), NodeError> {
-    sightline_ratelimiter::rules::RuleSet::load(&config.ratelimiter.rules)
-        .map(drop)
-        .map_err(|error| NodeError::RateLimiter(error.into()))
-}

@@ -15,6 +15,7 @@ use tracing::info;
 
 use crate::{
     NodeConfig, NodeError,
+    check::check_reach,
     roles::{self, Running, Shared},
 };
 
@@ -45,7 +46,7 @@ impl Role {
         }
     }
 
-    fn listen(self, config: &NodeConfig) -> (&'static str, SocketAddr) {
+    pub(crate) fn listen(self, config: &NodeConfig) -> (&'static str, SocketAddr) {
         match self {
             Self::Ratelimiter => ("ratelimiter.listen", config.ratelimiter.listen),
             Self::Classifier => ("classifier.listen", config.classifier.listen),
@@ -85,14 +86,12 @@ impl Node {
         let mut addresses = BTreeMap::new();
         for role in roles {
             let (setting, address) = role.listen(&config);
-            if shared.verifier.is_none() && !config.node.insecure && !address.ip().is_loopback() {
-                return Err(NodeError::Insecure { setting, address });
-            }
+            check_reach(&config, shared.verifier.is_some(), setting, address)?;
             let listener = bind(setting, address).await?;
             addresses.insert(role, listener.local_addr().unwrap_or(address));
             listeners.insert(role, listener);
         }
-        let admin = match config.telemetry.admin_listen {
+        let admin = match config.telemetry.admin_listen.0 {
             Some(address) => Some(bind("telemetry.admin_listen", address).await?),
             None => None,
         };

@@ -13,6 +13,10 @@ pub mod dependencies;
 pub mod logs;
 pub mod metrics;
 
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use sightline_config::Listen;
+
 sightline_config::settings! {
     /// What the process tells operators.
     pub struct TelemetryConfig in "telemetry" {
@@ -20,7 +24,8 @@ sightline_config::settings! {
         pub log: String = "info".into(),
         /// How: "text", "json", or "auto" (text on a terminal, JSON elsewhere).
         pub log_format: logs::Format = logs::Format::Auto,
-        /// Where /metrics, /livez and /readyz are served over HTTP; unset: nowhere.
-        pub admin_listen: Option<std::net::SocketAddr> = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 7400))),
+        /// Where /metrics, /livez, /readyz and /healthz are served over HTTP; "off": nowhere. Several processes on one
+        /// machine need one port each.
+        pub admin_listen: Listen = Listen::at(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 7400))),
     }
 }

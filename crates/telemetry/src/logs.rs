@@ -24,6 +24,16 @@ pub enum Format {
 #[error("`telemetry.log`: {0:?} is not a level or a list of directives")]
 pub struct LogError(String);
 
+impl TelemetryConfig {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// [`LogError`] when the filter cannot be read.
+    pub fn validate(&self) -> Result<(), LogError> {
+        EnvFilter::try_new(&self.log).map(drop).map_err(|_| LogError(self.log.clone()))
+    }
+}
+
 /// Sends this process's events to standard error. A second call in the same process changes nothing.
 ///
 /// # Errors

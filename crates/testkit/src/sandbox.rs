@@ -45,7 +45,7 @@ impl MeshSandbox {
     pub fn config(folder: &TempDir) -> NodeConfig {
         let mut config = NodeConfig::default();
         config.node.data_dir = folder.path().join("data");
-        config.telemetry.admin_listen = Some(any_port());
+        config.telemetry.admin_listen = sightline_config::Listen::at(any_port());
         config.ingest.listen = any_port();
         config.classifier.listen = any_port();
         config.ratelimiter.listen = any_port();

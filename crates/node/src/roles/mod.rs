@@ -20,6 +20,7 @@ use crate::{NodeError, Role};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     pub(crate) verifier: Option<Arc<Verifier>>,
+    #[allow(dead_code)] // for the stores to come
     pub(crate) dependencies: Dependencies,
 }
 
