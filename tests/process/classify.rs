@@ -3,8 +3,17 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
+use sightline_proto::{
+    ingest::{
+        ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse,
+        ClassifyStreamRequest, ClassifyStreamResponse,
+        ingest_service_server::{IngestService, IngestServiceServer},
+    },
+    verdict::Verdict,
+};
 use sightline_testkit::{Process, frames, models::Small};
 use tempfile::TempDir;
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::support::{Said, sightline};
 
@@ -45,7 +54,7 @@ fn assert_lines(said: &Said, files: &[String; 4]) {
     assert_eq!(lines.len(), 4, "{said:?}");
     assert_verdict(&lines[0], &files[0]);
     assert_verdict(&lines[1], &files[1]);
-    // The two run at once: one of them is classified, the other shares its answer.
+    // Whichever came first was classified, the other shares its answer.
     let mut sources = [lines[0]["source"].as_str().unwrap(), lines[1]["source"].as_str().unwrap()];
     sources.sort_unstable();
     assert_eq!(sources, ["EXACT_DUPLICATE", "MODEL"]);
@@ -114,4 +123,50 @@ fn a_mesh_that_is_not_there_is_named_with_the_way_out() {
         return;
     };
     said.refused(&["no ingest service answers at http://127.0.0.1:1", "sightline dev"]);
+}
+
+/// An ingest that answers nobody before eight wait.
+struct Patient(tokio::sync::Barrier);
+
+#[tonic::async_trait]
+impl IngestService for Patient {
+    type ClassifyBatchStream = tokio_stream::Empty<Result<ClassifyBatchResponse, Status>>;
+    type ClassifyStreamStream = tokio_stream::Empty<Result<ClassifyStreamResponse, Status>>;
+
+    async fn classify(&self, _: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
+        self.0.wait().await;
+        Ok(Response::new(ClassifyResponse { verdict: Some(Verdict::default()) }))
+    }
+
+    async fn classify_batch(
+        &self,
+        _: Request<ClassifyBatchRequest>,
+    ) -> Result<Response<Self::ClassifyBatchStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
+    async fn classify_stream(
+        &self,
+        _: Request<Streaming<ClassifyStreamRequest>>,
+    ) -> Result<Response<Self::ClassifyStreamStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+}
+
+#[test]
+fn eight_files_are_on_their_way_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let files: Vec<_> = (0..16).map(|at| folder.path().join(format!("{at}.jpg"))).collect();
+    files.iter().for_each(|file| fs::write(file, "x").unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let service = IngestServiceServer::new(Patient(tokio::sync::Barrier::new(8)));
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    runtime.spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+
+    let mut arguments = vec!["classify", "--json", "--endpoint", &endpoint, "--timeout", "20s"];
+    arguments.extend(files.iter().map(|file| file.to_str().unwrap()));
+    let Some(said) = sightline(&arguments) else { return };
+    assert_eq!((said.code, said.lines().len()), (0, 16), "{said:?}");
 }

@@ -36,7 +36,7 @@ pub(crate) struct Settings {
 pub(crate) enum Command {
     /// Start the whole mesh in this process, on embedded stores, and stay up until Ctrl-C
     ///
-    /// Listens on loopback and asks for no token. Statistics are kept in node.data_dir and are there again after a
+    /// Listens on loopback and asks for no token unless [auth] names keys. Statistics are kept in node.data_dir and are there again after a
     /// restart; limits are the generous preset "dev". Images given are classified through the public API first.
     Dev(Dev),
     /// Run one or more services of the mesh: what the Helm chart starts
@@ -105,7 +105,7 @@ pub(crate) enum Service {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Remote {
     /// A file with the token to show
-    #[arg(long, value_name = "FILE", env = "SIGHTLINE_TEST_TOKEN_FILE", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Give up after this long
     #[arg(long, default_value = "10s", value_name = "TIME")]
@@ -263,7 +263,7 @@ pub(crate) enum Limits {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
-    /// Read every layer of settings and say whether a process would start with them
+    /// Read every layer of settings and say whether a process would start with them, without starting anything
     Check,
     /// Print the settings in force as a commented TOML file
     Print {
@@ -278,8 +278,12 @@ pub(crate) enum Token {
     /// Sign a token for a client, or for a service of the mesh
     #[command(after_help = "Example, with a shared secret:
   head -c 32 /dev/urandom | base64 > secret
-  sightline token mint --secret-file secret --user ada
-  sightline serve ingest --set auth.secret_file=secret …")]
+  sightline token mint --secret-file secret --user ada > ada.token
+  sightline token mint --secret-file secret --scope service --lifetime 365d > service.token
+  sightline dev --set auth.secret_file=secret --set auth.service_token_file=service.token
+  sightline classify --endpoint http://127.0.0.1:7401 --token-file ada.token --user ada photo.jpg
+
+The services of a mesh with keys show each other the service token.")]
     Mint {
         /// A PEM private key (PKCS#8): Ed25519, P-256 or RSA
         #[arg(

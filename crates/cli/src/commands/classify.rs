@@ -8,20 +8,21 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use sightline_mesh::RpcError;
+use sightline_mesh::{RpcError, auth::AuthConfig};
 use sightline_node::{Node, Role};
 use sightline_proto::{
     ingest::{ClassifyRequest, Frame, ingest_service_client::IngestServiceClient},
     verdict::{Score, Verdict},
 };
-use tokio_stream::StreamExt;
 
 use crate::{
     args::{Classify, Settings},
     connect::Connection,
-    output, settings,
+    output,
+    settings::{self, Logs},
 };
 
 /// Files on their way at once: enough to keep a few cores busy, few enough that none waits long.
@@ -47,9 +48,10 @@ pub(crate) async fn run(settings: &Settings, command: Classify) -> Result<ExitCo
 }
 
 async fn in_this_process(layers: &Settings, command: Classify) -> Result<ExitCode> {
-    let mut config = settings::read_dev(layers)?;
+    let mut config = settings::read_dev(layers, Logs::Quiet)?;
     settings::on_free_ports(&mut config);
-    config.telemetry.log = "warn".into();
+    // Nobody but this process is to talk to it, and this process has no token.
+    config.auth = AuthConfig::default();
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     config.node.data_dir = folder.path().into();
     sightline_telemetry::logs::init(&config.telemetry)?;
@@ -70,25 +72,14 @@ pub(super) async fn classify(endpoint: &str, command: &Classify) -> Result<Vec<O
     if command.files.len() <= CONCURRENCY {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
-    let connection = &connection;
-    let mut work = tokio_stream::iter(&command.files).map(|path| one(connection, path, command));
-    let mut running = std::collections::VecDeque::new();
-    let mut outcomes = Vec::new();
-    // Started in order, at most so many at once, taken in order.
-    loop {
-        while running.len() < CONCURRENCY
-            && let Some(next) = work.next().await
-        {
-            running.push_back(Box::pin(next));
-        }
-        let Some(first) = running.front_mut() else { break };
-        let outcome = first.await;
-        running.pop_front();
-        bar.inc(1);
-        outcomes.push(outcome?);
-    }
+    let outcomes = stream::iter(&command.files)
+        .map(|path| one(&connection, path, command))
+        .buffered(CONCURRENCY)
+        .inspect(|_| bar.inc(1))
+        .try_collect()
+        .await;
     bar.finish_and_clear();
-    Ok(outcomes)
+    outcomes
 }
 
 async fn one(connection: &Connection, path: &PathBuf, command: &Classify) -> Result<Outcome> {

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use sightline_mesh::auth::Verifier;
 
 use crate::{
     args::{Config, Settings},
@@ -23,8 +22,7 @@ pub(crate) fn run(layers: &Settings, command: &Config) -> Result<ExitCode> {
     match command {
         Config::Check => {
             let config = settings::read(layers)?;
-            Verifier::from_config(&config.auth)?;
-            sightline_node::check_rules(&config)?;
+            sightline_node::check(&config)?;
             output::line("the settings are good")?;
         }
         Config::Print { markdown: true } => {

@@ -8,14 +8,15 @@ use sightline_node::{Node, NodeConfig, Role};
 use super::{INTERRUPTED, asked_to_stop, classify};
 use crate::{
     args::{Classify, Dev, Remote, Settings},
-    output, settings,
+    output,
+    settings::{self, Logs},
 };
 
 pub(crate) async fn run(layers: &Settings, command: Dev) -> Result<ExitCode> {
-    let mut config = settings::read_dev(layers)?;
+    let logs = if command.once { Logs::Quiet } else { Logs::Usual };
+    let mut config = settings::read_dev(layers, logs)?;
     if command.once {
         settings::on_free_ports(&mut config);
-        config.telemetry.log = "warn".into();
     }
     sightline_telemetry::logs::init(&config.telemetry)?;
     let stop = asked_to_stop()?;
