@@ -3,11 +3,14 @@
 
 mod cache;
 mod cargo;
+mod cluster;
+mod go;
 mod libtorch;
 mod lint;
 mod model;
 mod pip;
 mod samples;
+mod servers;
 mod tools;
 
 use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode};
@@ -21,6 +24,9 @@ cargo xtask COMMAND
   dev [--once] [IMAGE…]  fetch libtorch and the model, build, start the mesh, classify the images (or a few samples)
                          and stay up until Ctrl-C; with --once stop after the table
   test [ARGUMENT…]       fetch what the tests need and run all of them; arguments go to `cargo test`
+  cluster [--replicas N] start Redis, PostgreSQL, Jaeger, Prometheus and several replicas of each service as processes;
+                         --kill NAME from another terminal kills one
+  tools                  fetch and build the servers that tests start; prints where: eval \"$(cargo xtask tools)\"
   lint                   formatting, clippy, dependency rules, protos
   gen                    write the generated code and documents anew
   bench NAME             run a benchmark of benches/: serving
@@ -44,6 +50,8 @@ fn run() -> Result<ExitCode> {
     let rest: Vec<String> = arguments.collect();
     match command.as_str() {
         "dev" => dev(&rest),
+        "cluster" => cluster::run(&rest),
+        "tools" => get_tools(),
         "test" => test(&rest),
         "lint" => lint::run(),
         "gen" => generate(),
@@ -98,8 +106,17 @@ fn test(arguments: &[String]) -> Result<ExitCode> {
     let SetUp { libtorch, binary } = set_up(&progress)?;
     let mut command = cargo::command(&libtorch);
     command.args(["test", "--workspace"]).args(arguments);
-    // Everything is there: a test that skips is a failure.
-    command.env("SIGHTLINE_TEST_NO_SKIP", "1");
+    match servers::for_tests(&progress)? {
+        // Everything is there: a test that skips is a failure.
+        servers::Found::All => {
+            command.env("SIGHTLINE_TEST_NO_SKIP", "1");
+        }
+        servers::Found::Missing(packages) => cache::announce(
+            &progress,
+            &format!("tests that need them are skipped: apt-get install {}", packages.join(" ")),
+        ),
+    }
+    command.env(sightline_servers::TOOLS_VARIABLE, go::folder()?);
     command.env("SIGHTLINE_TEST_BINARY", &binary);
     command.env("SIGHTLINE_TEST_MODEL", model::ensure(&progress, &binary, model::DEFAULT)?);
     command.env("SIGHTLINE_TEST_INCEPTION", model::ensure(&progress, &binary, model::INCEPTION)?);
@@ -109,6 +126,16 @@ fn test(arguments: &[String]) -> Result<ExitCode> {
     command.env("SIGHTLINE_TEST_NODE_MODULES", tools::node_modules(&progress)?);
     command.env("SIGHTLINE_TEST_GRPCURL", tools::grpcurl(&progress)?);
     cargo::status(&mut command)
+}
+
+/// What `cargo test` alone needs beside Rust, for those who call it themselves.
+fn get_tools() -> Result<ExitCode> {
+    let found = servers::for_tests(&MultiProgress::new())?;
+    cargo::print(&format!("export {}='{}'", sightline_servers::TOOLS_VARIABLE, go::folder()?.display()));
+    match found {
+        servers::Found::All => Ok(ExitCode::SUCCESS),
+        servers::Found::Missing(packages) => bail!("still missing: apt-get install {}", packages.join(" ")),
+    }
 }
 
 fn bench(arguments: &[String]) -> Result<ExitCode> {

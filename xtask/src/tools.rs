@@ -89,7 +89,7 @@ pub(crate) fn grpcurl(progress: &MultiProgress) -> Result<PathBuf> {
 }
 
 /// Go: the machine's, when it is new enough to fetch what a module asks for (1.21), or the one of the PyPI package.
-fn go(progress: &MultiProgress) -> Result<PathBuf> {
+pub(crate) fn go(progress: &MultiProgress) -> Result<PathBuf> {
     let version = Command::new("go").arg("version").output();
     let version = version.map_or_else(|_| String::new(), |said| String::from_utf8_lossy(&said.stdout).into());
     if minor_of_go(&version).is_some_and(|minor| minor >= 21) {

@@ -2,9 +2,7 @@
 
 use std::fs;
 
-use tempfile::TempDir;
-
-use crate::{Answer, Result, Server, Spec, free_port, http, io, tools::find};
+use crate::{Answer, Home, Result, Server, Spec, free_port, http, io, tools::find};
 
 /// A Jaeger that takes OTLP over gRPC.
 #[derive(Debug)]
@@ -13,7 +11,6 @@ pub struct Jaeger {
     pub server: Server,
     otlp: u16,
     query: u16,
-    _folder: TempDir,
 }
 
 impl Jaeger {
@@ -22,28 +19,27 @@ impl Jaeger {
     /// # Errors
     /// [`crate::Error`].
     pub fn start() -> Result<Self> {
-        Self::start_at(free_port())
+        Self::start_at(Home::temporary("jaeger")?, free_port())
     }
 
-    /// The same with its page on a port of the caller's choice.
+    /// The same at a place of the caller's choice, with its page on this port.
     ///
     /// # Errors
     /// [`crate::Error`].
-    pub fn start_at(query: u16) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(io("making a folder"))?;
+    pub fn start_at(home: Home, query: u16) -> Result<Self> {
         let (otlp, grpc) = (free_port(), free_port());
-        let file = folder.path().join("jaeger.yaml");
+        let file = home.folder().join("jaeger.yaml");
         fs::write(&file, config(otlp, query, grpc)).map_err(io("writing jaeger.yaml"))?;
         let spec = Spec {
             name: "jaeger".into(),
             program: find("jaeger")?,
             arguments: vec![format!("--config=file:{}", file.display())],
             environment: vec![],
-            folder: folder.path().to_owned(),
+            home,
             user: None,
             ready: Box::new(move || http::is_ok(query, "/api/services")),
         };
-        Ok(Self { server: Server::start(spec)?, otlp, query, _folder: folder })
+        Ok(Self { server: Server::start(spec)?, otlp, query })
     }
 
     /// Where spans are sent: `http://127.0.0.1:PORT`, OTLP over gRPC.

@@ -6,6 +6,8 @@
 //!
 //! Everything here blocks; call it from a thread that may, such as a test's own or `spawn_blocking`.
 
+pub mod cluster;
+mod home;
 mod http;
 mod jaeger;
 mod pgbouncer;
@@ -16,14 +18,15 @@ mod redis;
 mod tools;
 mod toxiproxy;
 
+pub use home::Home;
 pub use http::{Answer, request};
 pub use jaeger::Jaeger;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
-pub use process::{Server, Spec, free_port};
+pub use process::{Server, Spec, free_port, is_root};
 pub use prometheus::Prometheus;
 pub use redis::{Redis, RedisCluster};
-pub use tools::{TOOLS_VARIABLE, find};
+pub use tools::{TOOLS_VARIABLE, find, use_tools};
 pub use toxiproxy::{Proxy, Toxiproxy};
 
 use std::{io, path::PathBuf};

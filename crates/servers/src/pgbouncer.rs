@@ -2,9 +2,9 @@
 
 use std::{fs, net::TcpStream};
 
-use tempfile::TempDir;
-
-use crate::{Postgres, Result, Server, Spec, free_port, io, postgres::USER, process::give_to, tools::find};
+use crate::{
+    Home, Postgres, Result, Server, Spec, free_port, io, postgres::USER, process::give_to, tools::find,
+};
 
 /// A PgBouncer in transaction mode before a PostgreSQL.
 #[derive(Debug)]
@@ -12,7 +12,6 @@ pub struct PgBouncer {
     /// The process.
     pub server: Server,
     port: u16,
-    _folder: TempDir,
 }
 
 impl PgBouncer {
@@ -21,9 +20,9 @@ impl PgBouncer {
     /// # Errors
     /// [`crate::Error`].
     pub fn start(postgres: &Postgres, pool_size: usize) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(io("making a folder"))?;
+        let home = Home::temporary("pgbouncer")?;
         let port = free_port();
-        let file = folder.path().join("pgbouncer.ini");
+        let file = home.folder().join("pgbouncer.ini");
         let text = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = {pool_size}\n\
@@ -31,17 +30,17 @@ impl PgBouncer {
             postgres.port()
         );
         fs::write(&file, text).map_err(io("writing pgbouncer.ini"))?;
-        give_to(USER, folder.path())?;
+        give_to(USER, home.folder())?;
         let spec = Spec {
             name: "pgbouncer".into(),
             program: find("pgbouncer")?,
             arguments: vec![file.display().to_string()],
             environment: vec![],
-            folder: folder.path().to_owned(),
+            home,
             user: Some(USER),
             ready: Box::new(move || TcpStream::connect(("127.0.0.1", port)).is_ok()),
         };
-        Ok(Self { server: Server::start(spec)?, port, _folder: folder })
+        Ok(Self { server: Server::start(spec)?, port })
     }
 
     /// The URL of a database through it.

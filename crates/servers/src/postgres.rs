@@ -2,10 +2,8 @@
 
 use std::{fs, process::Command};
 
-use tempfile::TempDir;
-
 use crate::{
-    Result, Server, Spec, free_port, io,
+    Home, Result, Server, Spec, free_port, io,
     process::{give_to, is_root, run},
     tools::find,
 };
@@ -19,7 +17,6 @@ pub struct Postgres {
     /// The process, to be killed and started again.
     pub server: Server,
     port: u16,
-    _folder: TempDir,
 }
 
 impl Postgres {
@@ -28,10 +25,17 @@ impl Postgres {
     /// # Errors
     /// [`crate::Error`].
     pub fn start(settings: &[&str]) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(io("making a folder"))?;
-        let data = folder.path().join("data");
+        Self::start_at(Home::temporary("postgres")?, free_port(), settings)
+    }
+
+    /// The same at a place and port of the caller's choice; the place must be reachable for the user `postgres`.
+    ///
+    /// # Errors
+    /// [`crate::Error`].
+    pub fn start_at(home: Home, port: u16, settings: &[&str]) -> Result<Self> {
+        let data = home.folder().join("data");
         fs::create_dir(&data).map_err(io("making a folder"))?;
-        give_to(USER, folder.path())?;
+        give_to(USER, home.folder())?;
         let mut initdb = as_user(&find("initdb")?);
         initdb.args([
             "--no-sync",
@@ -40,9 +44,8 @@ impl Postgres {
             "--encoding=UTF8",
             "--locale=C.UTF-8",
         ]);
-        run(initdb.arg("-D").arg(&data).current_dir(folder.path()))?;
+        run(initdb.arg("-D").arg(&data).current_dir(home.folder()))?;
 
-        let port = free_port();
         let mut arguments =
             vec!["-D".to_owned(), data.display().to_string(), "-p".to_owned(), port.to_string()];
         let own =
@@ -55,12 +58,12 @@ impl Postgres {
             program: find("postgres")?,
             arguments,
             environment: vec![],
-            folder: folder.path().to_owned(),
+            home,
             user: Some(USER),
             ready: Box::new(move || psql(port, "postgres", "SELECT 1").is_ok()),
         };
         find("psql")?;
-        let postgres = Self { server: Server::start(spec)?, port, _folder: folder };
+        let postgres = Self { server: Server::start(spec)?, port };
         psql(port, "postgres", "CREATE DATABASE sightline")?;
         Ok(postgres)
     }

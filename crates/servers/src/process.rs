@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Result, io, tools::find};
+use crate::{Error, Home, Result, io, tools::find};
 
 /// How long a server may take until it is ready: generous, because two cores may be busy with a build.
 const START: Duration = Duration::from_secs(60);
@@ -30,7 +30,7 @@ pub struct Spec {
     /// Its environment, beside what it inherits.
     pub environment: Vec<(String, String)>,
     /// Where it runs and keeps its log.
-    pub folder: PathBuf,
+    pub home: Home,
     /// Run it as this user when we are root: for programs that refuse to run as root.
     pub user: Option<&'static str>,
     /// Whether it is ready.
@@ -71,12 +71,12 @@ impl Server {
 
     /// Its folder.
     pub fn folder(&self) -> &Path {
-        &self.spec.folder
+        self.spec.home.folder()
     }
 
     /// What it printed.
-    pub fn log(&self) -> PathBuf {
-        log(&self.spec)
+    pub fn log(&self) -> &Path {
+        self.spec.home.log()
     }
 
     /// SIGKILL, waited for.
@@ -140,7 +140,7 @@ impl Server {
 
     fn wait_ready(&mut self) -> Result<()> {
         let fail = |problem: String, spec: &Spec| {
-            Err(Error::NotStarted { program: spec.name.clone(), problem, log: log(spec) })
+            Err(Error::NotStarted { program: spec.name.clone(), problem, log: spec.home.log().to_owned() })
         };
         let since = Instant::now();
         while !(self.spec.ready)() {
@@ -182,23 +182,19 @@ pub(crate) fn pause(time: Duration) {
     thread::sleep(time);
 }
 
-fn log(spec: &Spec) -> PathBuf {
-    spec.folder.join(format!("{}.log", spec.name))
-}
-
 fn spawn(spec: &Spec) -> Result<Child> {
     let output: File = OpenOptions::new()
         .create(true)
         .append(true)
-        .open(log(spec))
-        .map_err(io(format!("opening {}", log(spec).display())))?;
+        .open(spec.home.log())
+        .map_err(io(format!("opening {}", spec.home.log().display())))?;
     let mut command = Command::new(find("setpriv")?);
     if let Some(user) = spec.user.filter(|_| is_root()) {
         command.args(["--reuid", user, "--regid", user, "--init-groups"]);
     }
     command.args(["--pdeathsig", "KILL", "--"]).arg(&spec.program).args(&spec.arguments);
     command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
-    command.current_dir(&spec.folder).stdin(Stdio::null());
+    command.current_dir(spec.home.folder()).stdin(Stdio::null());
     let errors = output.try_clone().map_err(io("duplicating a log's handle"))?;
     command.stdout(output).stderr(errors);
     on_spawner(command).map_err(io(format!("starting {}", spec.name)))
@@ -223,7 +219,7 @@ fn on_spawner(command: Command) -> std::io::Result<Child> {
 }
 
 /// Whether this process runs as root.
-pub(crate) fn is_root() -> bool {
+pub fn is_root() -> bool {
     fs::read_to_string("/proc/self/status")
         .is_ok_and(|status| status.lines().any(|line| line.starts_with("Uid:\t0\t")))
 }

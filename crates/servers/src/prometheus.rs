@@ -2,9 +2,7 @@
 
 use std::fs;
 
-use tempfile::TempDir;
-
-use crate::{Answer, Result, Server, Spec, free_port, http, io, tools::find};
+use crate::{Answer, Home, Result, Server, Spec, free_port, http, io, tools::find};
 
 /// A Prometheus that scrapes every second.
 #[derive(Debug)]
@@ -12,7 +10,6 @@ pub struct Prometheus {
     /// The process.
     pub server: Server,
     port: u16,
-    _folder: TempDir,
 }
 
 impl Prometheus {
@@ -21,35 +18,34 @@ impl Prometheus {
     /// # Errors
     /// [`crate::Error`].
     pub fn start(jobs: &[(&str, Vec<String>)]) -> Result<Self> {
-        Self::start_at(free_port(), jobs)
+        Self::start_at(Home::temporary("prometheus")?, free_port(), jobs)
     }
 
-    /// The same on a port of the caller's choice.
+    /// The same at a place and port of the caller's choice.
     ///
     /// # Errors
     /// [`crate::Error`].
-    pub fn start_at(port: u16, jobs: &[(&str, Vec<String>)]) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(io("making a folder"))?;
+    pub fn start_at(home: Home, port: u16, jobs: &[(&str, Vec<String>)]) -> Result<Self> {
         let mut text = "global:\n  scrape_interval: 1s\nscrape_configs:\n".to_owned();
         for (name, targets) in jobs {
             text += &format!("  - job_name: {name}\n    static_configs:\n      - targets: {targets:?}\n");
         }
-        let file = folder.path().join("prometheus.yml");
+        let file = home.folder().join("prometheus.yml");
         fs::write(&file, text).map_err(io("writing prometheus.yml"))?;
         let spec = Spec {
             name: "prometheus".into(),
             program: find("prometheus")?,
             arguments: vec![
                 format!("--config.file={}", file.display()),
-                format!("--storage.tsdb.path={}", folder.path().join("data").display()),
+                format!("--storage.tsdb.path={}", home.folder().join("data").display()),
                 format!("--web.listen-address=127.0.0.1:{port}"),
             ],
             environment: vec![],
-            folder: folder.path().to_owned(),
+            home,
             user: None,
             ready: Box::new(move || http::is_ok(port, "/-/ready")),
         };
-        Ok(Self { server: Server::start(spec)?, port, _folder: folder })
+        Ok(Self { server: Server::start(spec)?, port })
     }
 
     /// Where its page and API are.

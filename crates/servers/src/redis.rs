@@ -2,10 +2,8 @@
 
 use std::{process::Command, time::Duration};
 
-use tempfile::TempDir;
-
 use crate::{
-    Error, Result, Server, Spec, free_port, io,
+    Error, Home, Result, Server, Spec, free_port,
     process::{pause, run},
     tools::find,
 };
@@ -16,7 +14,6 @@ pub struct Redis {
     /// The process, to be killed, paused and started again.
     pub server: Server,
     port: u16,
-    _folder: TempDir,
 }
 
 impl Redis {
@@ -25,15 +22,14 @@ impl Redis {
     /// # Errors
     /// [`Error`].
     pub fn start(arguments: &[&str]) -> Result<Self> {
-        Self::start_at(free_port(), arguments)
+        Self::start_at(Home::temporary("redis")?, free_port(), arguments)
     }
 
-    /// The same on a port of the caller's choice.
+    /// The same at a place and port of the caller's choice.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn start_at(port: u16, arguments: &[&str]) -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(io("making a folder"))?;
+    pub fn start_at(home: Home, port: u16, arguments: &[&str]) -> Result<Self> {
         let number = port.to_string();
         let own = ["--port", &number, "--bind", "127.0.0.1", "--save", "", "--dir", "."];
         let spec = Spec {
@@ -41,7 +37,7 @@ impl Redis {
             program: find("redis-server")?,
             arguments: own.iter().chain(arguments).map(|argument| (*argument).to_owned()).collect(),
             environment: vec![],
-            folder: folder.path().to_owned(),
+            home,
             user: None,
             ready: Box::new(move || {
                 // Asks for a password or PONG: either way it answers.
@@ -49,7 +45,7 @@ impl Redis {
             }),
         };
         find("redis-cli")?;
-        Ok(Self { server: Server::start(spec)?, port, _folder: folder })
+        Ok(Self { server: Server::start(spec)?, port })
     }
 
     /// Where it listens.

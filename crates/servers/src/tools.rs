@@ -3,12 +3,20 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use crate::{Error, Result};
 
 /// Folders to look in before `PATH`, separated like it. `cargo xtask` sets it to where it built what Debian lacks.
 pub const TOOLS_VARIABLE: &str = "SIGHTLINE_TOOLS";
+
+/// A folder to look in first, for a program that built it itself; the first call wins.
+pub fn use_tools(folder: PathBuf) {
+    TOOLS.set(folder).ok();
+}
+
+static TOOLS: OnceLock<PathBuf> = OnceLock::new();
 
 /// Programs, and how to get each.
 const REMEDIES: [(&str, &str); 10] = [
@@ -30,7 +38,7 @@ const REMEDIES: [(&str, &str); 10] = [
 /// [`Error::Missing`], saying what to install.
 pub fn find(program: &'static str) -> Result<PathBuf> {
     let listed = |variable| env::var_os(variable).into_iter();
-    let mut folders: Vec<PathBuf> = Vec::new();
+    let mut folders: Vec<PathBuf> = TOOLS.get().cloned().into_iter().collect();
     for list in listed(TOOLS_VARIABLE).chain(listed("PATH")) {
         folders.extend(env::split_paths(&list));
     }

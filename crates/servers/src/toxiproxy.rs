@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use tempfile::TempDir;
-
-use crate::{Error, Result, Server, Spec, free_port, http, io, tools::find};
+use crate::{Error, Home, Result, Server, Spec, free_port, http, tools::find};
 
 /// The proxies' server.
 #[derive(Debug)]
@@ -12,7 +10,6 @@ pub struct Toxiproxy {
     /// The process.
     pub server: Server,
     api: u16,
-    _folder: TempDir,
 }
 
 impl Toxiproxy {
@@ -21,18 +18,18 @@ impl Toxiproxy {
     /// # Errors
     /// [`Error`].
     pub fn start() -> Result<Self> {
-        let folder = tempfile::tempdir().map_err(io("making a folder"))?;
+        let home = Home::temporary("toxiproxy")?;
         let api = free_port();
         let spec = Spec {
             name: "toxiproxy".into(),
             program: find("toxiproxy-server")?,
             arguments: ["-host", "127.0.0.1", "-port", &api.to_string()].map(str::to_owned).to_vec(),
             environment: vec![],
-            folder: folder.path().to_owned(),
+            home,
             user: None,
             ready: Box::new(move || http::is_ok(api, "/version")),
         };
-        Ok(Self { server: Server::start(spec)?, api, _folder: folder })
+        Ok(Self { server: Server::start(spec)?, api })
     }
 
     /// A proxy before a port of 127.0.0.1.
