@@ -2,165 +2,23 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests: a panic is a failed test
 
+mod scripted;
+
 use std::{
     collections::HashMap,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
+use scripted::{Script, Scripted, TestLane, ask, pool, pool_with, serve};
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Endpoints, Lane, Message, PoolOptions, StreamPool},
+    client::{Endpoints, PoolOptions, StreamPool},
     reason,
     server::{Lifecycle, Server, bind},
 };
-use sightline_proto::ratelimiter::{
-    CheckRequest, CheckResponse, CheckStreamRequest, CheckStreamResponse, check_stream_response,
-    rate_limiter_service_client::RateLimiterServiceClient,
-    rate_limiter_service_server::{RateLimiterService, RateLimiterServiceServer},
-};
-use tokio::sync::mpsc;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, service::Routes, transport::Channel};
-
-/// What the server does with the messages of its streams.
-#[derive(Debug, Clone, Copy)]
-enum Script {
-    /// Answers them four by four, the last first.
-    Backwards,
-    /// Answers so many over all its streams, then breaks every stream it has read one from.
-    BreakAfter(usize),
-    /// Answers none.
-    Silent,
-}
-
-#[derive(Debug, Clone)]
-struct Scripted {
-    script: Script,
-    answered: Arc<AtomicUsize>,
-    read: Arc<AtomicUsize>,
-    lifecycle: Lifecycle,
-}
-
-impl Scripted {
-    fn new(script: Script) -> Self {
-        Self { script, answered: Arc::default(), read: Arc::default(), lifecycle: Lifecycle::default() }
-    }
-}
-
-type Answers = Pin<Box<dyn Stream<Item = Result<CheckStreamResponse, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl RateLimiterService for Scripted {
-    type CheckStreamStream = Answers;
-
-    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Err(Status::unimplemented("only streams here"))
-    }
-
-    async fn check_stream(
-        &self,
-        request: Request<Streaming<CheckStreamRequest>>,
-    ) -> Result<Response<Answers>, Status> {
-        let (send, receive) = mpsc::channel(64);
-        let server = self.clone();
-        tokio::spawn(async move {
-            let mut inbound = request.into_inner();
-            let mut held = Vec::new();
-            loop {
-                let message = tokio::select! {
-                    message = inbound.message() => message,
-                    () = server.lifecycle.draining() => return,
-                };
-                let Ok(Some(message)) = message else { return };
-                server.read.fetch_add(1, Ordering::SeqCst);
-                held.push(message);
-                match server.script {
-                    Script::Silent => {}
-                    Script::Backwards if held.len() < 4 => {}
-                    Script::BreakAfter(limit) if server.answered.load(Ordering::SeqCst) >= limit => return,
-                    _ => {
-                        while let Some(message) = held.pop() {
-                            server.answered.fetch_add(1, Ordering::SeqCst);
-                            send.send(Ok(answer(&message))).await.ok();
-                        }
-                    }
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
-    }
-}
-
-/// An answer that carries the question's tenant, so that a mix-up shows.
-fn answer(message: &CheckStreamRequest) -> CheckStreamResponse {
-    let tenant = message.check.as_ref().unwrap().tenant.clone();
-    let response = CheckResponse { allowed: true, refused_by: tenant, ..CheckResponse::default() };
-    CheckStreamResponse { id: message.id, result: Some(check_stream_response::Result::Response(response)) }
-}
-
-struct TestLane {
-    credits: usize,
-}
-
-impl Lane for TestLane {
-    type Outbound = CheckStreamRequest;
-    type Inbound = CheckStreamResponse;
-    type Answer = String;
-
-    async fn open(
-        &self,
-        channel: Channel,
-        outbound: Request<ReceiverStream<CheckStreamRequest>>,
-    ) -> Result<Response<Streaming<CheckStreamResponse>>, Status> {
-        RateLimiterServiceClient::new(channel).check_stream(outbound).await
-    }
-
-    fn read(&self, inbound: CheckStreamResponse) -> Result<Message<String>, RpcError> {
-        match inbound.result {
-            Some(check_stream_response::Result::Response(response)) => {
-                Ok(Message::Answer(inbound.id, response.refused_by))
-            }
-            _ => Err(RpcError::internal("no response")),
-        }
-    }
-
-    fn initial_credits(&self) -> usize {
-        self.credits
-    }
-}
-
-async fn serve(script: Script) -> (String, Scripted) {
-    let listener = bind("test", ([127, 0, 0, 1], 0).into()).await.unwrap();
-    let uri = format!("http://{}", listener.local_addr().unwrap());
-    let service = Scripted::new(script);
-    let server = Server {
-        name: "scripted",
-        listener,
-        routes: Routes::new(RateLimiterServiceServer::new(service.clone())),
-        service_names: vec!["sightline.ratelimiter.v1.RateLimiterService"],
-        web: None,
-        drain_timeout: Duration::from_millis(100),
-    };
-    tokio::spawn(server.run(service.lifecycle.clone()));
-    (uri, service)
-}
-
-fn pool(uris: &[String], credits: usize) -> StreamPool<TestLane> {
-    let endpoints = Endpoints::new("scripted", uris, &HashMap::new()).unwrap();
-    StreamPool::start(TestLane { credits }, endpoints, PoolOptions::default())
-}
-
-fn ask(tenant: String) -> impl Fn(u64) -> CheckStreamRequest + Send {
-    move |id| CheckStreamRequest {
-        id,
-        check: Some(CheckRequest { tenant: tenant.clone(), ..CheckRequest::default() }),
-    }
-}
+use sightline_proto::ratelimiter::rate_limiter_service_server::RateLimiterServiceServer;
+use tonic::service::Routes;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -225,6 +83,88 @@ async fn no_more_messages_are_unanswered_than_there_are_credits() {
         assert_eq!(call.await.unwrap().unwrap_err().reason, reason::DEADLINE_EXCEEDED);
     }
     assert_eq!(server.read.load(Ordering::SeqCst), 3, "credits come back with answers, not with impatience");
+}
+
+/// Waits until `count` is `expected`, at most five seconds.
+async fn reaches(count: &AtomicUsize, expected: usize) {
+    let wait = async {
+        while count.load(Ordering::SeqCst) != expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(5), wait).await.is_err() {
+        assert_eq!(count.load(Ordering::SeqCst), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_before_the_message_is_sent_costs_no_credit() {
+    const CREDITS: usize = 400;
+    let (uri, server) = serve(Script::Gated).await;
+    let pool = pool(&[uri], CREDITS);
+    // More than the connection's window and the pool's buffer hold: the last ones have a credit and cannot be sent.
+    let large = "x".repeat(64 << 10);
+    let calls: Vec<_> = (0..CREDITS)
+        .map(|_| {
+            let (pool, large) = (pool.clone(), large.clone());
+            let soon = Deadline::after(Duration::from_millis(500));
+            tokio::spawn(async move { pool.call(soon, ask(large)).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap_err().reason, reason::DEADLINE_EXCEEDED);
+    }
+    server.gate.cancel();
+    let _held: Vec<_> = (0..CREDITS)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.call(Deadline::after(LONG), ask("held".into())).await })
+        })
+        .collect();
+    reaches(&server.held, CREDITS).await;
+    assert!(server.read.load(Ordering::SeqCst) < 2 * CREDITS, "every message was sent: this showed nothing");
+}
+
+#[tokio::test]
+async fn a_stream_that_drains_is_left_with_its_last_answer() {
+    let (uri, server) = serve(Script::Drain(Duration::ZERO)).await;
+    let pool = pool(&[uri], 4);
+    let answer = pool.call(Deadline::after(LONG), ask("last".into())).await.unwrap();
+    assert_eq!(answer, "last");
+    reaches(&server.ended, 1).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_credit_of_a_stream_that_drains_moves_to_another() {
+    let (uri, server) = serve(Script::Drain(Duration::from_millis(200))).await;
+    // One attempt: a message that was never sent needs no second one.
+    let options = PoolOptions { max_attempts: 1, streams_per_endpoint: 2, ..PoolOptions::default() };
+    let pool = pool_with(&[uri], 1, options);
+    while pool.open_streams() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let slow = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.call(Deadline::after(LONG), ask("slow".into())).await }
+    });
+    reaches(&server.read, 1).await;
+    let outcomes = ask_many(&pool, 6).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Ok(true)), "{outcomes:?}");
+    assert!(!slow.is_finished(), "they waited for the stream that drains");
+    assert_eq!(slow.await.unwrap(), Ok("slow".to_owned()));
+    reaches(&server.ended, 1).await;
+    assert_eq!(server.late.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_attempt_a_message_is_sent_once() {
+    let (uri, server) = serve(Script::BreakAfter(0)).await;
+    let pool = pool_with(&[uri], 4, PoolOptions { max_attempts: 1, ..PoolOptions::default() });
+    for _ in 0..5 {
+        let error = pool.call(Deadline::after(LONG), ask("x".into())).await.unwrap_err();
+        assert_eq!(error.reason, reason::SERVICE_UNAVAILABLE);
+    }
+    assert_eq!(server.read.load(Ordering::SeqCst), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -71,7 +71,8 @@ pub trait Lane: Send + Sync + 'static {
 pub struct PoolOptions {
     /// Streams to each replica.
     pub streams_per_endpoint: usize,
-    /// How many times one message may be sent, the first time included.
+    /// How many times one message may be sent, the first time included. 1 where a repetition would count twice: then
+    /// only a message that never left moves to another stream.
     pub max_attempts: usize,
     /// How long a caller waits for a stream when none is open, deadline permitting.
     pub patience: Duration,
@@ -85,6 +86,9 @@ impl Default for PoolOptions {
 
 /// Messages waiting for the network on one stream; credits bound them first.
 const OUTBOUND_BUFFER: usize = 256;
+/// Streams that a message may find closed before it was sent; then the caller is told. Each is a race with a stream's
+/// end, so several in a row mean that the service is going away.
+const UNSENT_ATTEMPTS: usize = 8;
 /// The first and the longest pause before a broken stream is opened again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
@@ -154,10 +158,17 @@ impl<L: Lane> StreamPool<L> {
         build: impl Fn(u64) -> L::Outbound + Send,
     ) -> Result<L::Answer, RpcError> {
         let service = self.shared.endpoints.service();
-        for _ in 0..self.shared.options.max_attempts {
+        let (mut sent, mut unsent) = (0, 0);
+        while sent < self.shared.options.max_attempts && unsent < UNSENT_ATTEMPTS {
             let session = self.session(deadline).await?;
-            if let Some(answer) = self.attempt(&session, deadline, &build).await? {
-                return Ok(answer);
+            match self.attempt(&session, deadline, &build).await? {
+                Attempt::Answered(answer) => return Ok(answer),
+                Attempt::Lost => sent += 1,
+                Attempt::Unsent => {
+                    unsent += 1;
+                    // The session's reader takes it out of the list.
+                    tokio::task::yield_now().await;
+                }
             }
             metrics::counter!("mesh_retries_total", "service" => service).increment(1);
         }
@@ -182,34 +193,47 @@ impl<L: Lane> StreamPool<L> {
         }
     }
 
-    /// One message on one session; `None` when the session ended before it answered.
+    /// One message on one session.
     async fn attempt(
         &self,
         session: &Session<L>,
         deadline: Deadline,
         build: &(impl Fn(u64) -> L::Outbound + Send),
-    ) -> Result<Option<L::Answer>, RpcError> {
+    ) -> Result<Attempt<L::Answer>, RpcError> {
         let service = self.shared.endpoints.service();
         let mut waiting = Waiting::new(session, &self.shared.lane);
-        match deadline.bound(service, session.credits.acquire()).await? {
-            // The answer gives the credit back, whether or not somebody still waits for it.
-            Ok(credit) => credit.forget(),
-            Err(_closed) => return Ok(None),
-        }
+        // Until the message is certain to leave, whoever gives up here drops the credit and so gives it back.
+        let Ok(credit) = deadline.bound(service, session.credits.acquire()).await? else {
+            return Ok(Attempt::Unsent);
+        };
+        let Ok(place) = deadline.bound(service, session.outbound.reserve()).await? else {
+            return Ok(Attempt::Unsent);
+        };
         let (reply, answer) = oneshot::channel();
         let id = session.next_id.fetch_add(1, Ordering::Relaxed);
         match session.pending.lock().expect("no holder panics").as_mut() {
             Some(pending) => pending.insert(id, reply),
-            None => return Ok(None),
+            None => return Ok(Attempt::Unsent),
         };
+        // From here to the sending nothing waits. The answer gives the credit back, whether or not somebody still
+        // waits for it.
         waiting.id = Some(id);
-        if deadline.bound(service, session.outbound.send(build(id))).await?.is_err() {
-            return Ok(None);
-        }
+        credit.forget();
+        place.send(build(id));
         let answer = deadline.bound(service, answer).await?;
         waiting.id = None;
-        Ok(answer.ok())
+        Ok(answer.map_or(Attempt::Lost, Attempt::Answered))
     }
+}
+
+/// What became of a message on one session.
+enum Attempt<A> {
+    /// Its answer.
+    Answered(A),
+    /// The session ended before the message was sent: nobody has read it.
+    Unsent,
+    /// The session ended before it was answered: the server may have acted on it.
+    Lost,
 }
 
 /// A message that somebody waits for. Dropped with an id, the waiting ended early: the server is told.
@@ -294,6 +318,8 @@ async fn read<L: Lane>(
             Message::Drain => {
                 draining = true;
                 leave(shared, session);
+                // Who still waits for a credit moves to another session now.
+                session.credits.close();
             }
             Message::Answer(id, answer) => {
                 let waiting = session
@@ -309,10 +335,20 @@ async fn read<L: Lane>(
                 }
             }
         }
-        // The server waits for our end of the stream; a caller that was about to send moves to another session.
-        if draining && session.in_flight.load(Ordering::Relaxed) == 0 {
+        // The server waits for our end of the stream.
+        if draining && finished(session) {
             break;
         }
     }
     Ok(())
+}
+
+/// Whether no message is unanswered. If so the session takes no more: a caller that is about to send moves to another.
+fn finished<L: Lane>(session: &Session<L>) -> bool {
+    let pending = &mut *session.pending.lock().expect("no holder panics");
+    let finished = pending.as_ref().is_none_or(HashMap::is_empty);
+    if finished {
+        *pending = None;
+    }
+    finished
 }
