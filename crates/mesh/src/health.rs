@@ -3,11 +3,13 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
 };
 
 use tokio::sync::watch;
-use tokio_stream::{StreamExt, wrappers::WatchStream};
+use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse,
@@ -15,8 +17,12 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
+use crate::RpcError;
+
 /// Services a client may ask about that we keep a channel for. Watching more unknown names is refused.
 const MAX_SERVICES: usize = 256;
+/// The longest name of a service, in bytes: a name is kept while it is watched, and repeated in an error.
+const MAX_NAME: usize = 256;
 
 /// The status of every service of one server. Cheap to clone; all clones are one registry.
 #[derive(Debug, Clone, Default)]
@@ -73,30 +79,79 @@ impl HealthRegistry {
             .filter(|status| *status != ServingStatus::ServiceUnknown)
     }
 
-    fn watch(&self, service: String) -> Result<watch::Receiver<ServingStatus>, Status> {
+    fn watch(&self, service: &str) -> Result<watch::Receiver<ServingStatus>, Status> {
         let services = &mut *self.services.lock().expect("no holder panics");
         let unknown = ServingStatus::ServiceUnknown;
         if services.stopping {
-            let status = services.senders.get(&service).map_or(unknown, |sender| *sender.borrow());
+            let status = services.senders.get(service).map_or(unknown, |sender| *sender.borrow());
             return Ok(watch::Sender::new(status).subscribe());
         }
-        if services.senders.len() >= MAX_SERVICES && !services.senders.contains_key(&service) {
+        if let Some(sender) = services.senders.get(service) {
+            return Ok(sender.subscribe());
+        }
+        if services.senders.len() >= MAX_SERVICES {
             return Err(Status::resource_exhausted(format!("more than {MAX_SERVICES} services are watched")));
         }
-        Ok(services.senders.entry(service).or_insert_with(|| watch::Sender::new(unknown)).subscribe())
+        let sender =
+            services.senders.entry(service.to_owned()).or_insert_with(|| watch::Sender::new(unknown));
+        Ok(sender.subscribe())
+    }
+
+    /// Forgets a name that nobody serves and nobody watches any more.
+    fn forget(&self, service: &str) {
+        let senders = &mut self.services.lock().expect("no holder panics").senders;
+        let unused = senders.get(service).is_some_and(|sender| {
+            *sender.borrow() == ServingStatus::ServiceUnknown && sender.receiver_count() == 0
+        });
+        if unused {
+            senders.remove(service);
+        }
+    }
+}
+
+fn check_name(service: &str) -> Result<(), Status> {
+    if service.len() <= MAX_NAME {
+        return Ok(());
+    }
+    let message = format!("service: {} bytes; at most {MAX_NAME} are taken", service.len());
+    Err(RpcError::invalid("FIELD_TOO_LONG", message).into())
+}
+
+/// What a watch hears. Its receiver is gone (fields are dropped in order) before the registry looks for others.
+struct Watching {
+    statuses: WatchStream<ServingStatus>,
+    _forget: Forget,
+}
+
+struct Forget {
+    registry: HealthRegistry,
+    service: String,
+}
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        self.registry.forget(&self.service);
+    }
+}
+
+impl Stream for Watching {
+    type Item = ServingStatus;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<ServingStatus>> {
+        Pin::new(&mut self.statuses).poll_next(context)
     }
 }
 
 #[tonic::async_trait]
 impl Health for HealthRegistry {
-    type WatchStream =
-        std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     async fn check(
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
+        check_name(&service)?;
         match self.status(&service) {
             Some(status) => Ok(Response::new(HealthCheckResponse { status: status as i32 })),
             None => Err(Status::not_found(format!("no service {service:?} here"))),
@@ -107,10 +162,12 @@ impl Health for HealthRegistry {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let receiver = self.watch(request.into_inner().service)?;
-        let stream =
-            WatchStream::new(receiver).map(|status| Ok(HealthCheckResponse { status: status as i32 }));
-        Ok(Response::new(Box::pin(stream)))
+        let service = request.into_inner().service;
+        check_name(&service)?;
+        let statuses = WatchStream::new(self.watch(&service)?);
+        let watching = Watching { statuses, _forget: Forget { registry: self.clone(), service } };
+        let answers = watching.map(|status| Ok(HealthCheckResponse { status: status as i32 }));
+        Ok(Response::new(Box::pin(answers)))
     }
 }
 
@@ -132,6 +189,36 @@ mod tests {
         assert_eq!(stream.next().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
         registry.set("late", ServingStatus::NotServing);
         assert_eq!(stream.next().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_nobody_serves_is_kept_as_long_as_it_is_watched() {
+        let registry = HealthRegistry::default();
+        registry.set("known", ServingStatus::Serving);
+        for n in 0..2 * MAX_SERVICES {
+            let name = format!("unknown-{n}");
+            let first = Health::watch(&registry, request(&name)).await.unwrap();
+            let mut second = Health::watch(&registry, request(&name)).await.unwrap().into_inner();
+            drop(first);
+            registry.set(&name, ServingStatus::ServiceUnknown);
+            let status = second.next().await.unwrap().unwrap().status;
+            assert_eq!(status, ServingStatus::ServiceUnknown as i32, "the other watch goes on");
+        }
+        assert_eq!(registry.services.lock().unwrap().senders.len(), 1);
+        assert!(Health::watch(&registry, request("known")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_name_is_no_longer_than_a_name() {
+        let registry = HealthRegistry::default();
+        let (longest, longer) = ("x".repeat(MAX_NAME), "x".repeat(MAX_NAME + 1));
+        assert!(Health::watch(&registry, request(&longest)).await.is_ok());
+        let watched = Health::watch(&registry, request(&longer)).await.err().unwrap();
+        let checked = registry.check(request(&longer)).await.unwrap_err();
+        for status in [watched, checked] {
+            assert_eq!(RpcError::from_status(&status).reason, "FIELD_TOO_LONG");
+            assert_eq!(status.message(), "service: 257 bytes; at most 256 are taken");
+        }
     }
 
     #[tokio::test]
