@@ -17,6 +17,7 @@
 pub mod cache;
 pub mod cadence;
 pub mod config;
+pub mod decoders;
 pub mod error;
 mod events;
 pub mod frame;

@@ -5,13 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use sightline_mesh::{
     Deadline, RpcError,
     client::{Endpoints, PoolOptions, StreamPool},
 };
 use sightline_proto::verdict::{Score, Timings, Verdict, VerdictSource};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::instrument;
 
@@ -19,6 +18,7 @@ use crate::{
     cache::{Cache, Key, Origin, Scored},
     cadence::Cadence,
     config::{IngestConfig, PolicyConfig},
+    decoders::Decoders,
     error::IngestError,
     events,
     frame::{Caller, Frame},
@@ -48,13 +48,16 @@ pub struct Pipeline {
     models: Arc<Directory>,
     cache: Cache,
     classifier: StreamPool<InferLane>,
-    decoders: Semaphore,
-    bytes_in_flight: Semaphore,
+    decoders: Decoders,
+    bytes_in_flight: Arc<Semaphore>,
     policy: Policy,
     cadence: Cadence,
     recorder: Recorder,
     _refresh: AbortOnDropHandle<()>,
 }
+
+/// Bytes charged against `ingest.max_bytes_in_flight`, until the last clone is dropped.
+pub type Held = Arc<OwnedSemaphorePermit>;
 
 /// How long the stages of one frame took.
 #[derive(Debug, Default, Clone, Copy)]
@@ -77,14 +80,14 @@ impl Pipeline {
         let classifier_options = PoolOptions { streams_per_endpoint: config.classifier_streams, ..options };
         let limiter = StreamPool::start(CheckLane, upstreams.ratelimiter, options);
         let recorder = Recorder::start(config, StreamPool::start(RecordLane, upstreams.stats, options));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let bytes_in_flight = config.max_bytes_in_flight.bytes().min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             limiter: Limiter::new(limiter, config.ratelimiter_timeout, config.ratelimiter_away),
             models,
             cache: Cache::new(config.cache_entries, config.cache_ttl.0),
             classifier: StreamPool::start(InferLane, upstreams.classifier, classifier_options),
-            decoders: Semaphore::new(if config.decoders == 0 { cores } else { config.decoders }),
-            bytes_in_flight: Semaphore::new(config.max_bytes_in_flight.bytes().min(Semaphore::MAX_PERMITS)),
+            decoders: Decoders::new(config.decoders),
+            bytes_in_flight: Arc::new(Semaphore::new(bytes_in_flight)),
             policy: Policy::new(policy),
             cadence: Cadence::new(policy),
             recorder,
@@ -139,7 +142,7 @@ impl Pipeline {
         }
         picture::recognise(&frame.image)?;
         let model = self.models.find(&frame.model)?;
-        let _bytes = self.hold(frame.image.len())?;
+        let held = self.hold(frame.image.len())?;
         let mut stages = Stages::default();
 
         let since = Instant::now();
@@ -149,7 +152,7 @@ impl Pipeline {
         let key = Key::new(caller.tenant(), &model.digest, &frame.image);
         let measured = std::sync::Mutex::new(Stages::default());
         let classify = || async {
-            let (scored, took) = self.score(&frame, &model, deadline).await?;
+            let (scored, took) = self.score(&frame, &model, &held, deadline).await?;
             *measured.lock().expect("no holder panics") = took;
             Ok(scored)
         };
@@ -164,14 +167,15 @@ impl Pipeline {
         &self,
         frame: &Frame,
         model: &Arc<Model>,
+        held: &Held,
         deadline: Deadline,
     ) -> Result<(Scored, Stages), IngestError> {
-        let permit = deadline.bound("waiting to be decoded", self.decoders.acquire()).await?;
-        let since = Instant::now();
-        let pixels =
-            deadline.bound("decoding", self.prepare(frame.image.clone(), Arc::clone(model))).await??;
-        drop(permit);
-        let decode = since.elapsed();
+        let limits = picture::Limits { max_pixels: self.config.max_pixels, max_side: self.config.max_side };
+        let (image, input) = (frame.image.clone(), Arc::clone(model));
+        let work = move || picture::prepare(&image, limits, &input.input);
+        let (prepared, decode) = self.decoders.run(deadline, Arc::clone(held), work).await?;
+        // A decoder that panics is the image's fault as far as the client is concerned; nobody else notices (P8).
+        let pixels = prepared.map_err(|_| IngestError::ImageCorrupt("image"))??;
         events::decoded(decode);
         let inferred = infer(&self.classifier, model, &pixels, deadline).await?;
         let scored = Scored { anchor: frame.id, scores: inferred.scores.into() };
@@ -184,19 +188,10 @@ impl Pipeline {
         Ok((scored, stages))
     }
 
-    async fn prepare(&self, image: Bytes, model: Arc<Model>) -> Result<Bytes, IngestError> {
-        let limits = picture::Limits { max_pixels: self.config.max_pixels, max_side: self.config.max_side };
-        let work = move || picture::prepare(&image, limits, &model.input);
-        match tokio::task::spawn_blocking(work).await {
-            Ok(prepared) => prepared,
-            // A decoder that panics is the image's fault as far as the client is concerned; nobody else notices (P8).
-            Err(_) => Err(IngestError::ImageCorrupt("image")),
-        }
-    }
-
-    fn hold(&self, bytes: usize) -> Result<SemaphorePermit<'_>, IngestError> {
+    fn hold(&self, bytes: usize) -> Result<Held, IngestError> {
         let count = u32::try_from(bytes).map_err(|_| IngestError::Overloaded)?;
-        self.bytes_in_flight.try_acquire_many(count).map_err(|_| IngestError::Overloaded)
+        let charged = Arc::clone(&self.bytes_in_flight).try_acquire_many_owned(count);
+        Ok(Arc::new(charged.map_err(|_| IngestError::Overloaded)?))
     }
 
     #[allow(clippy::too_many_arguments)] // the end of the way: everything comes together here
