@@ -5,6 +5,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageError, codecs};
 
+use super::header;
 use crate::error::IngestError;
 
 /// The kinds of image that are decoded.
@@ -39,6 +40,21 @@ pub struct Limits {
     /// Of either side.
     pub max_side: u32,
 }
+
+impl Limits {
+    fn check(self, width: u32, height: u32) -> Result<(), IngestError> {
+        let Limits { max_pixels, max_side } = self;
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels > max_pixels || width > max_side || height > max_side || pixels == 0 {
+            return Err(IngestError::ImageDimensions { width, height, max_pixels, max_side });
+        }
+        Ok(())
+    }
+}
+
+/// What a decoder may take beside the pixels: rows, tables, and what it keeps of an image's metadata, which is sent
+/// compressed and may be made to grow a thousandfold.
+const WORK_SPACE: u64 = 64 << 20;
 
 /// A decoded image: 8-bit RGB, rows from the top. Transparency is ignored, as nsfwjs does.
 #[derive(Debug)]
@@ -100,35 +116,36 @@ pub fn decode(image: &[u8], limits: Limits) -> Result<Picture, IngestError> {
     match kind {
         Kind::Jpeg => {
             // The decoder fills a missing end with grey, which would be classified as if it had been seen.
-            if !has_end_of_image(image) {
+            if !header::jpeg_is_whole(image) {
                 return Err(IngestError::ImageTruncated(kind.name()));
             }
             read(codecs::jpeg::JpegDecoder::new(cursor).map_err(fail)?, kind, limits)
         }
-        Kind::Png => read(codecs::png::PngDecoder::new(cursor).map_err(fail)?, kind, limits),
-        Kind::WebP => read(codecs::webp::WebPDecoder::new(cursor).map_err(fail)?, kind, limits),
+        Kind::Png => {
+            let (width, height) = header::png(image).ok_or(IngestError::ImageTruncated(kind.name()))?;
+            limits.check(width, height)?;
+            let mut bounds = image::Limits::default();
+            bounds.max_alloc = Some(WORK_SPACE);
+            read(codecs::png::PngDecoder::with_limits(cursor, bounds).map_err(fail)?, kind, limits)
+        }
+        Kind::WebP => {
+            // The decoder believes the canvas first and allocates what the frame inside says.
+            header::webp_frames(image).try_for_each(|(width, height)| limits.check(width, height))?;
+            read(codecs::webp::WebPDecoder::new(cursor).map_err(fail)?, kind, limits)
+        }
         Kind::Gif => read(codecs::gif::GifDecoder::new(cursor).map_err(fail)?, kind, limits),
     }
 }
 
 fn read<D: ImageDecoder>(mut decoder: D, kind: Kind, limits: Limits) -> Result<Picture, IngestError> {
     let (width, height) = decoder.dimensions();
-    let Limits { max_pixels, max_side } = limits;
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels > max_pixels || width > max_side || height > max_side || pixels == 0 {
-        return Err(IngestError::ImageDimensions { width, height, max_pixels, max_side });
-    }
+    limits.check(width, height)?;
     let mut bounds = image::Limits::default();
     // At most 16 bits in four channels, and the decoder's own work space beside it.
-    bounds.max_alloc = Some(max_pixels.saturating_mul(8).saturating_add(64 << 20));
+    bounds.max_alloc = Some(limits.max_pixels.saturating_mul(8).saturating_add(WORK_SPACE));
     decoder.set_limits(bounds).map_err(|error| explain(kind, &error))?;
     let decoded = DynamicImage::from_decoder(decoder).map_err(|error| explain(kind, &error))?;
     Ok(Picture { width, height, rgb: decoded.into_rgb8().into_raw() })
-}
-
-/// Whether the end marker (FF D9) stands anywhere in the last bytes; some cameras and tools append data to a JPEG.
-fn has_end_of_image(jpeg: &[u8]) -> bool {
-    jpeg.windows(2).rev().any(|pair| pair == [0xff, 0xd9])
 }
 
 fn explain(kind: Kind, error: &ImageError) -> IngestError {

@@ -1,6 +1,7 @@
 //! From an encoded image to the pixels a model takes.
 
 mod decode;
+mod header;
 mod resize;
 
 use bytes::Bytes;
