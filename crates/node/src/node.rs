@@ -64,6 +64,8 @@ pub struct Node {
     pipeline: Option<Arc<Pipeline>>,
 }
 
+/// How long a request to the admin server may hold a stop back, such as one that was sent by half.
+const ADMIN_STOP: Duration = Duration::from_secs(2);
 /// How often readiness is looked at while a process starts.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -196,9 +198,11 @@ impl Node {
         while let Some(running) = self.running.pop() {
             running.stop().await;
         }
-        if let Some((_, stop, task)) = self.admin.take() {
+        if let Some((_, stop, mut task)) = self.admin.take() {
             stop.send(()).ok();
-            task.await.ok();
+            if tokio::time::timeout(ADMIN_STOP, &mut task).await.is_err() {
+                task.abort();
+            }
         }
         info!("stopped");
     }

@@ -1,6 +1,10 @@
 //! `/metrics`, `/livez`, `/readyz` and `/healthz` over plain HTTP/1.1.
 
-use std::{future::Future, io, sync::Arc};
+use std::{
+    future::{Future, IntoFuture},
+    io,
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -29,7 +33,7 @@ impl Admin {
         Self { listener, ready, dependencies }
     }
 
-    /// Serves until `stop` completes.
+    /// Serves until `stop` completes, and keeps the metrics small meanwhile.
     ///
     /// # Errors
     /// What the listener says.
@@ -41,7 +45,10 @@ impl Admin {
             .with_state(self.ready)
             .route("/healthz", get(healthz))
             .with_state(self.dependencies);
-        axum::serve(self.listener, router).with_graceful_shutdown(stop).await
+        tokio::select! {
+            ended = axum::serve(self.listener, router).with_graceful_shutdown(stop).into_future() => ended,
+            never = metrics::upkeep() => match never {},
+        }
     }
 }
 
