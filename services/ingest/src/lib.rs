@@ -27,6 +27,7 @@ pub mod models;
 pub mod picture;
 pub mod pipeline;
 pub mod policy;
+mod quiet;
 pub mod record;
 pub mod service;
 

@@ -31,6 +31,7 @@ use crate::{
     config::IngestConfig,
     events,
     frame::{Caller, Frame},
+    quiet::Quiet,
 };
 
 /// Batches on their way at once: one being committed, others behind it on the wire.
@@ -39,6 +40,14 @@ const BATCHES_IN_FLIGHT: usize = 4;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before a batch that was not acknowledged is sent again.
 const RETRY: Duration = Duration::from_millis(250);
+/// While the statistics are away or refuse events, the log says so this often; the metrics count every event.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+/// Dropped because the buffer is full.
+static FULL: Quiet = Quiet::new(LOG_PAUSE);
+/// Refused for what they are.
+static REFUSED: Quiet = Quiet::new(LOG_PAUSE);
+/// To be sent again.
+static AGAIN: Quiet = Quiet::new(LOG_PAUSE);
 
 /// The statistics' `Record` stream.
 #[derive(Debug)]
@@ -103,7 +112,7 @@ impl Recorder {
         recorder
     }
 
-    /// Hands an event over. Never waits: with a full buffer the event is dropped, counted and logged.
+    /// Hands an event over. Never waits: with a full buffer the event is dropped and counted, and the log says so.
     pub fn record(&self, frame: &Frame, caller: &Caller, level: Level, source: VerdictSource, model: &str) {
         let event = Event {
             event_id: frame.id.to_string(),
@@ -118,7 +127,12 @@ impl Recorder {
         };
         if self.queue.try_send(event).is_err() {
             events::record_dropped();
-            warn!("an event was dropped: the statistics are away and ingest.record_buffer is full");
+            if let Some(before) = FULL.may_say() {
+                warn!(
+                    before,
+                    "an event was dropped: the statistics are away and ingest.record_buffer is full"
+                );
+            }
         } else {
             events::record_depth(self.waiting.fetch_add(1, Ordering::Relaxed) + 1);
         }
@@ -197,32 +211,51 @@ impl Delivery {
 }
 
 /// Sends a batch until it is acknowledged. The statistics know an event by its id: sending it again counts nothing twice.
-/// A batch that is refused for what is in it is halved, so that a bad event costs only itself.
+/// A batch that is refused for good is halved, so that a bad event costs only itself.
 async fn deliver(pool: &StreamPool<RecordLane>, batch: Vec<Event>) {
     let mut parts = vec![batch];
     while let Some(part) = parts.pop() {
         let build = |id| RecordRequest { id, events: part.clone() };
-        match pool.call(Deadline::after(TIMEOUT), build).await {
-            Ok(Ok(_)) => events::recorded(part.len()),
-            Ok(Err(refused)) if Code::from(refused.code) == Code::InvalidArgument => {
-                if part.len() == 1 {
-                    error!(reason = refused.reason, "the statistics refuse an event: {}", refused.message);
-                    events::record_dropped();
-                } else {
-                    let (front, back) = part.split_at(part.len() / 2);
-                    parts.extend([back.to_vec(), front.to_vec()]);
-                }
+        let refused = match pool.call(Deadline::after(TIMEOUT), build).await {
+            Ok(Ok(_)) => {
+                events::recorded(part.len());
+                continue;
             }
-            Ok(Err(refused)) => {
-                warn!(reason = refused.reason, "statistics: {}", refused.message);
-                tokio::time::sleep(RETRY).await;
-                parts.push(part);
+            Ok(Err(refused)) => RpcError::from(refused),
+            Err(error) => error,
+        };
+        if !for_good(refused.code) {
+            if let Some(before) = AGAIN.may_say() {
+                warn!(before, reason = refused.reason, "events wait for the statistics: {refused}");
             }
-            Err(error) => {
-                warn!(reason = error.reason, "statistics: {error}");
-                tokio::time::sleep(RETRY).await;
-                parts.push(part);
+            tokio::time::sleep(RETRY).await;
+            parts.push(part);
+        } else if part.len() == 1 {
+            events::record_dropped();
+            if let Some(before) = REFUSED.may_say() {
+                error!(before, reason = refused.reason, "the statistics refuse an event: {refused}");
             }
+        } else {
+            let (front, back) = part.split_at(part.len() / 2);
+            parts.extend([back.to_vec(), front.to_vec()]);
         }
     }
 }
+
+/// Whether the same events would be refused again, as the codes are defined (google.rpc.Code).
+fn for_good(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss
+    )
+}
+
+#[cfg(test)]
+mod tests;
