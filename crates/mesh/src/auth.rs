@@ -80,7 +80,8 @@ impl std::fmt::Debug for Verifier {
 const MIN_SECRET_BYTES: usize = 32;
 
 impl Verifier {
-    /// Reads the configured keys; `None` when there are none.
+    /// Reads the configured keys; `None` when no setting names any. A setting that is there and gives no usable key is
+    /// an error, so that a file gone wrong shuts the door instead of opening it.
     ///
     /// # Errors
     /// [`AuthError`] naming the setting and the file.
@@ -92,7 +93,17 @@ impl Verifier {
             let set: JwkSet = serde_json::from_str(&text).map_err(|error| fail(error.to_string()))?;
             for jwk in &set.keys {
                 let key = DecodingKey::from_jwk(jwk).map_err(|error| fail(error.to_string()))?;
-                keys.push((jwk.common.key_id.clone(), algorithms_of(&key), key));
+                let algorithms = algorithms_of(&key);
+                if !algorithms.is_empty() {
+                    keys.push((jwk.common.key_id.clone(), algorithms, key));
+                }
+            }
+            // A rotation that wrote an empty set must not let everybody in.
+            if keys.is_empty() {
+                let count = set.keys.len();
+                return Err(fail(format!(
+                    "none of its {count} keys is a public key of RSA, P-256 or Ed25519: write at least one into it"
+                )));
             }
         }
         if let Some(path) = &config.public_key_file {
@@ -286,4 +297,42 @@ pub fn service_token(config: &AuthConfig) -> Result<HashMap<&'static str, String
         return Err(fail("not a JSON Web Token".into()));
     }
     Ok(HashMap::from([("authorization", format!("Bearer {}", token.trim()))]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The Ed25519 key of RFC 8037, appendix A.2.
+    const PUBLIC: &str =
+        r#"{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    const SYMMETRIC: &str = r#"{"kty":"oct","kid":"b","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ"}"#;
+
+    fn with_key_set(keys: &str) -> Result<Option<Arc<Verifier>>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        fs::write(&path, format!(r#"{{"keys":[{keys}]}}"#)).unwrap();
+        let config = AuthConfig { jwks_file: Some(path), ..AuthConfig::default() };
+        Verifier::from_config(&config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_key_set_without_a_usable_key_is_an_error_and_not_an_open_door() {
+        for (keys, count) in [("", "none of its 0 keys"), (SYMMETRIC, "none of its 1 keys")] {
+            let error = with_key_set(keys).unwrap_err();
+            assert!(error.starts_with("`auth.jwks_file` (") && error.contains("keys.json"), "{error}");
+            assert!(error.contains(count), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_key_set_holds_besides_public_keys_is_left_out() {
+        let verifier = with_key_set(&format!("{SYMMETRIC},{PUBLIC}")).unwrap().unwrap();
+        assert_eq!(verifier.keys.len(), 1);
+    }
+
+    #[test]
+    fn only_without_any_setting_is_there_no_verifier() {
+        assert!(Verifier::from_config(&AuthConfig::default()).unwrap().is_none());
+    }
 }
