@@ -5,10 +5,11 @@
 use std::{
     env,
     io::Write,
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
-use sightline_servers::{Error, PgBouncer, Postgres, Prometheus, Redis, RedisCluster, Result};
+use sightline_servers::{Error, Jaeger, PgBouncer, Postgres, Prometheus, Redis, RedisCluster, Result};
 
 /// Without the program the test is skipped, and says so; `cargo xtask test` makes that a failure.
 fn there<T>(started: Result<T>) -> Option<T> {
@@ -58,6 +59,19 @@ fn a_postgres_keeps_what_was_committed_when_it_is_killed() {
 fn prometheus_scrapes_itself() {
     let Some(prometheus) = there(Prometheus::start(&[])) else { return };
     assert!(prometheus.get("/api/v1/query?query=up").unwrap().body.contains("success"));
+}
+
+#[test]
+fn jaeger_takes_spans_and_answers_questions() {
+    let Some(mut jaeger) = there(Jaeger::start()) else { return };
+    let services = jaeger.get("/api/services").unwrap();
+    assert!(services.status == 200 && services.body.contains("\"total\":0"), "{services:?}");
+    let otlp = jaeger.endpoint().rsplit_once(':').unwrap().1.parse().unwrap();
+    assert!(TcpStream::connect(("127.0.0.1", otlp)).is_ok());
+    jaeger.server.kill();
+    assert!(jaeger.get("/api/services").is_err());
+    jaeger.server.restart().unwrap();
+    assert_eq!(jaeger.get("/api/services").unwrap().status, 200);
 }
 
 #[test]
