@@ -32,6 +32,8 @@ pub(crate) enum Logs {
 pub(crate) fn read_dev(settings: &Settings, logs: Logs) -> Result<NodeConfig> {
     let mut base = NodeConfig::default();
     base.ratelimiter.rules = DEV_RULES.into();
+    // A few frames by hand: whoever looks at traces here wants each of them.
+    base.telemetry.otlp_sample = 1.0;
     if logs == Logs::Quiet {
         base.telemetry.log = "warn".into();
     }

@@ -77,6 +77,8 @@ impl Node {
     /// [`NodeError`]; roles started before the failing one are stopped.
     pub async fn start(mut config: NodeConfig, roles: &[Role]) -> Result<Self, NodeError> {
         config.validate().map_err(NodeError::Config)?;
+        // Before anything is built: some count through handles that they get once.
+        sightline_telemetry::metrics::recorder();
         let dependencies = Dependencies::default();
         let shared =
             Shared { verifier: Verifier::from_config(&config.auth)?, dependencies: dependencies.clone() };
@@ -140,7 +142,6 @@ impl Node {
     fn serve_admin(&mut self, listener: Option<TcpListener>, dependencies: Dependencies) {
         let Some(listener) = listener else { return };
         let Ok(address) = listener.local_addr() else { return };
-        sightline_telemetry::metrics::recorder();
         let pipeline = self.pipeline.clone();
         let ready = Arc::new(move || pipeline.as_ref().map_or(Ok(()), |pipeline| pipeline.ready()));
         let (stop, stopped) = oneshot::channel::<()>();

@@ -39,7 +39,7 @@ impl Admin {
     /// What the listener says.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let router = Router::new()
-            .route("/metrics", get(|| async { metrics::recorder().render() }))
+            .route("/metrics", get(|| async { metrics::render() }))
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
             .with_state(self.ready)

@@ -27,6 +27,7 @@ pub fn recorder() -> &'static PrometheusHandle {
         let handle = recorder.handle();
         // Another recorder can only be there if a library installed one; then ours shows nothing, and serves on.
         ::metrics::set_global_recorder(recorder).ok();
+        describe();
         ::metrics::gauge!("sightline_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         handle
     })
@@ -38,4 +39,19 @@ pub async fn upkeep() -> Infallible {
         tokio::time::sleep(UPKEEP).await;
         recorder().run_upkeep();
     }
+}
+
+/// Everything there is to show now: what was counted, and what the system says of the process.
+pub fn render() -> String {
+    recorder().render() + &crate::process::render()
+}
+
+fn describe() {
+    use ::metrics::{describe_counter, describe_gauge};
+    describe_gauge!("sightline_build_info", "1, with the version of the program as a label");
+    describe_gauge!("dependency_up", "1 healthy, 0.5 degraded, 0 down, by dependency");
+    describe_counter!(
+        "telemetry_spans_total",
+        "Spans of traces by result: sent, failed, dropped (the queue was full)"
+    );
 }

@@ -54,12 +54,13 @@ async fn in_this_process(layers: &Settings, command: Classify) -> Result<ExitCod
     config.auth = AuthConfig::default();
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     config.node.data_dir = folder.path().into();
-    sightline_telemetry::logs::init(&config.telemetry)?;
+    let telemetry = sightline_telemetry::start(&config.telemetry, "sightline")?;
     let node = Node::start(config, &Role::ALL).await?;
     node.ready(START_TIMEOUT).await?;
     let address = node.address(Role::Ingest).context("ingest was started")?;
     let outcomes = classify(&format!("http://{address}"), &command).await;
     node.stop().await;
+    telemetry.stop().await;
     print(&outcomes?, command.json)
 }
 

@@ -18,7 +18,7 @@ pub(crate) async fn run(layers: &Settings, command: Dev) -> Result<ExitCode> {
     if command.once {
         settings::on_free_ports(&mut config);
     }
-    sightline_telemetry::logs::init(&config.telemetry)?;
+    let telemetry = sightline_telemetry::start(&config.telemetry, "sightline")?;
     let stop = asked_to_stop()?;
     tokio::pin!(stop);
     let once = command.once;
@@ -30,6 +30,7 @@ pub(crate) async fn run(layers: &Settings, command: Dev) -> Result<ExitCode> {
         code = begin(&node, &config, command) => code?,
         () = &mut stop => {
             node.stop().await;
+            telemetry.stop().await;
             return Ok(interrupted(once));
         }
     };
@@ -40,6 +41,7 @@ pub(crate) async fn run(layers: &Settings, command: Dev) -> Result<ExitCode> {
         }
     }
     node.stop().await;
+    telemetry.stop().await;
     Ok(code)
 }
 

@@ -14,8 +14,8 @@ use crate::{
 pub(crate) async fn run(layers: &Settings, command: Serve) -> Result<ExitCode> {
     let mut config = settings::read(layers)?;
     config.node.insecure |= command.insecure;
-    sightline_telemetry::logs::init(&config.telemetry)?;
     let roles: Vec<Role> = command.services.into_iter().map(role).collect();
+    let telemetry = sightline_telemetry::start(&config.telemetry, &service_name(&roles))?;
     let stop = asked_to_stop()?;
     tokio::pin!(stop);
     let mut node = tokio::select! {
@@ -27,7 +27,16 @@ pub(crate) async fn run(layers: &Settings, command: Serve) -> Result<ExitCode> {
         error = node.failed() => return Err(error.into()),
     }
     node.stop().await;
+    telemetry.stop().await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What traces call this process: by its role, where it has one.
+fn service_name(roles: &[Role]) -> String {
+    match roles {
+        [role] => format!("sightline-{}", role.name()),
+        _ => "sightline".into(),
+    }
 }
 
 fn role(service: Service) -> Role {
