@@ -43,6 +43,15 @@ pub(crate) enum Command {
     ///
     /// Refuses to listen beyond loopback unless keys to check tokens with are configured ([auth]), or --insecure.
     Serve(Serve),
+    /// Make the tables of PostgreSQL, or bring them forward to what this version needs
+    ///
+    /// Run it before the first start and before each upgrade; servers refuse to start on tables they do not know.
+    /// Running it again, or several at once, does no harm. Exits with 1 when --dry-run finds something to do.
+    #[command(after_help = "Example:
+  sightline migrate --set stats.postgres_url=postgresql://sightline@db/sightline
+
+Give a password through SIGHTLINE_STATS_POSTGRES_URL or the file of --config: others can read a command line.")]
+    Migrate(Migrate),
     /// Classify image files and print level, scores, source and milliseconds
     ///
     /// Without --endpoint the whole mesh runs in this process for as long as it takes. Exits with 1 if any file failed.
@@ -87,6 +96,16 @@ pub(crate) struct Serve {
     /// Listen beyond loopback although nobody has to show a token; only for closed networks
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// Only show what is applied and what would be
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print one JSON object per migration
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

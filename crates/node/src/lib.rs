@@ -7,10 +7,12 @@
 mod check;
 mod config;
 mod error;
+mod migrate;
 mod node;
 mod roles;
 
 pub use check::check;
 pub use config::{NodeConfig, NodeSettings, registry};
 pub use error::NodeError;
+pub use migrate::{Migration, Standing, migrate, migration_status};
 pub use node::{Node, Role};

@@ -21,6 +21,7 @@ use sightline_proto::{
     verdict::Level,
 };
 use sightline_stats::{MAX_REQUEST_BYTES, StatsConfig, build};
+use sightline_telemetry::dependencies::Dependencies;
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
@@ -41,7 +42,7 @@ struct Running {
 async fn start(config: StatsConfig) -> Running {
     let folder = tempfile::tempdir().unwrap();
     let lifecycle = Lifecycle::default();
-    let stats = build(&config, folder.path(), lifecycle.clone()).await.unwrap();
+    let stats = build(&config, folder.path(), lifecycle.clone(), &Dependencies::default()).await.unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = StatsServiceServer::new(stats.service()).max_decoding_message_size(MAX_REQUEST_BYTES);

@@ -79,10 +79,12 @@ async fn samples(node: &Node, images: Vec<std::path::PathBuf>) -> Result<ExitCod
 
 fn banner(node: &Node, config: &NodeConfig) -> Result<()> {
     output::line("")?;
+    let postgres = config.stats.postgres_url.is_some();
     let what = |role| match role {
         Role::Ingest => "gRPC and grpc-web; clients connect here",
         Role::Classifier => "gRPC; models in this process",
         Role::Ratelimiter => "gRPC; counters in memory",
+        Role::Stats if postgres => "gRPC; PostgreSQL",
         Role::Stats => "gRPC; SQLite",
     };
     for role in Role::ALL.into_iter().rev() {
@@ -94,10 +96,11 @@ fn banner(node: &Node, config: &NodeConfig) -> Result<()> {
         output::line(&format!("{:<12} http://{}", "metrics", format_args!("{address}/metrics")))?;
     }
     let data = std::fs::canonicalize(&config.node.data_dir).unwrap_or(config.node.data_dir.clone());
-    output::line(&format!(
-        "\nstores are embedded: statistics in {}, limits and cache in memory",
-        data.display()
-    ))?;
+    let statistics = match postgres {
+        true => "statistics are in PostgreSQL".to_owned(),
+        false => format!("stores are embedded: statistics in {}", data.display()),
+    };
+    output::line(&format!("\n{statistics}, limits and cache in memory"))?;
     output::line(&format!(
         "limits are the preset {:?}; production has its own (--set ratelimiter.rules=production)",
         config.ratelimiter.rules

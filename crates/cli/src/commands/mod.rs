@@ -4,6 +4,7 @@ mod classify;
 mod config;
 mod dev;
 mod limits;
+mod migrate;
 mod models;
 mod serve;
 mod stats;
@@ -24,6 +25,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Dev(command) => dev::run(&settings, command).await,
         Command::Serve(command) => serve::run(&settings, command).await,
+        Command::Migrate(command) => migrate::run(&settings, &command).await,
         Command::Classify(command) => classify::run(&settings, command).await,
         Command::Stats(command) => stats::run(command).await,
         Command::Models(command) => models::run(command).await,

@@ -18,7 +18,7 @@ pub(crate) async fn start(
     shared: &Shared,
 ) -> Result<Running, NodeError> {
     let lifecycle = Lifecycle::default();
-    let stats = build(config, data_dir, lifecycle.clone()).await?;
+    let stats = build(config, data_dir, lifecycle.clone(), &shared.dependencies).await?;
     let service = StatsServiceServer::new(stats.service()).max_decoding_message_size(MAX_REQUEST_BYTES);
     let server = Server {
         name: Role::Stats.name(),

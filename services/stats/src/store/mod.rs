@@ -1,7 +1,8 @@
-//! Where counts are kept: the [`Store`] trait, what goes in and out of it, and SQLite's implementation.
+//! Where counts are kept: the [`Store`] trait, what goes in and out of it, and its implementations on SQLite and PostgreSQL.
 
 #[cfg(test)]
 mod conformance;
+pub mod postgres;
 pub mod sqlite;
 
 use std::{error::Error, sync::Arc};
@@ -133,7 +134,7 @@ pub const MAX_PAGE_BYTES: usize = 2 << 20;
 /// What one step of forgetting did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pruned {
-    /// Ids forgotten.
+    /// Ids forgotten; an estimate where they are dropped by whole days.
     pub removed: usize,
     /// Whether every id has now been looked at.
     pub finished: bool,
@@ -185,7 +186,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Forgets ids of events before the hour `before`, looking at no more than `limit` ids, from where the last step
     /// stopped. From then on, events before that hour are refused with [`StoreError::Forgotten`], whatever the clock
-    /// says. Counts are kept.
+    /// says. Counts are kept. A store may forget by whole days, and a little later than it refuses.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -36,10 +36,10 @@ fn file() -> Database {
     Database::new("new folder/stats.db", Durability::Process)
 }
 
-conformance!(in_a_file, super::file());
-conformance_durable!(in_a_file_again, super::file());
-conformance_durable!(in_a_file_with_power, super::Database::new("s.db", super::Durability::Power));
-conformance!(in_memory, super::Database::new(":memory:", super::Durability::Process));
+conformance!(in_a_file, Some(super::file()));
+conformance_durable!(in_a_file_again, Some(super::file()));
+conformance_durable!(in_a_file_with_power, Some(super::Database::new("s.db", super::Durability::Power)));
+conformance!(in_memory, Some(super::Database::new(":memory:", super::Durability::Process)));
 
 fn events(count: u128) -> Vec<Event> {
     let event = |n: u128| Event {
@@ -108,4 +108,24 @@ async fn a_commit_that_fails_leaves_nothing_and_the_next_one_works() {
     other.execute_batch("ALTER TABLE hidden RENAME TO rollups").unwrap();
     let recorded = store.record(events(5)).await.unwrap();
     assert_eq!((recorded.stored, recorded.duplicates), (5, 0), "the failed batch left no id behind");
+}
+
+#[tokio::test]
+async fn forgetting_looks_at_no_more_ids_than_it_is_told() {
+    let database = file();
+    let store = database.open().await;
+    let at = |(n, event): (i64, Event)| Event { hour: Hour(480_000 + n), ..event };
+    store.record((0..).zip(events(100)).map(at).collect()).await.unwrap();
+    let (mut removed, mut steps) = (0, 0);
+    loop {
+        let pruned = store.prune(Hour(480_040), 7).await.unwrap();
+        removed += pruned.removed;
+        steps += 1;
+        if pruned.finished {
+            break;
+        }
+        assert!(pruned.removed <= 7);
+    }
+    assert_eq!(removed, 40);
+    assert!((100 / 7..=100 / 7 + 2).contains(&steps), "{steps} steps");
 }
