@@ -10,7 +10,7 @@ use std::{
 
 use sightline_config::ServerUrl;
 use sightline_redis::{Link, LinkError, Options, Script, Topology, Value, cmd};
-use sightline_servers::{Error, Redis, RedisCluster, Result, Server, Spec, find, free_port};
+use sightline_servers::{Error, Home, Redis, RedisCluster, Result, Server, Spec, find, free_port};
 use sightline_telemetry::dependencies::Dependencies;
 
 /// No test waits longer for anything.
@@ -104,7 +104,10 @@ async fn a_link_made_before_its_server_finds_it() {
     let since = Instant::now();
     assert!(matches!(link.command(&cmd("PING")).await, Err(LinkError::Away(_))));
     assert!(since.elapsed() < Duration::from_secs(1), "not even the link's own timeout is waited");
-    let Some(_redis) = there(Redis::start_at(port, &[])) else { return };
+    let Some(_redis) = there(Home::temporary("redis").and_then(|home| Redis::start_at(home, port, &[])))
+    else {
+        return;
+    };
     assert!(link.available_within(PATIENCE).await);
 }
 
@@ -187,25 +190,25 @@ async fn tls_trusts_the_ca_it_was_given_and_no_other() {
     assert!(!stranger.available_within(Duration::from_millis(500)).await, "the system knows no such CA");
 }
 
-fn sentinel(master: u16, replica: u16) -> Result<(Server, u16, tempfile::TempDir)> {
-    let folder = tempfile::tempdir().unwrap();
+fn sentinel(master: u16, replica: u16) -> Result<(Server, u16)> {
+    let home = Home::temporary("sentinel")?;
     let port = free_port();
     let text = format!(
         "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {master} 1\n\
          sentinel known-replica mymaster 127.0.0.1 {replica}\n\
          sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 2000\n"
     );
-    fs::write(folder.path().join("sentinel.conf"), text).unwrap();
+    fs::write(home.folder().join("sentinel.conf"), text).unwrap();
     let server = Server::start(Spec {
         name: "sentinel".into(),
         program: find("redis-server")?,
         arguments: vec!["sentinel.conf".into(), "--sentinel".into()],
         environment: vec![],
-        folder: folder.path().to_owned(),
+        home,
         user: None,
         ready: Box::new(move || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()),
     })?;
-    Ok((server, port, folder))
+    Ok((server, port))
 }
 
 #[tokio::test]
@@ -213,7 +216,7 @@ async fn the_master_that_sentinels_name_is_followed_to_its_successor() {
     let Some(mut master) = there(Redis::start(&[])) else { return };
     let master_port = master.port().to_string();
     let Some(replica) = there(Redis::start(&["--replicaof", "127.0.0.1", &master_port])) else { return };
-    let Some((_sentinel, port, _folder)) = there(sentinel(master.port(), replica.port())) else { return };
+    let Some((_sentinel, port)) = there(sentinel(master.port(), replica.port())) else { return };
     let link = linked(format!("redis+sentinel://127.0.0.1:{port}/mymaster"), patient()).await;
     assert_eq!(link.topology(), Topology::Sentinel);
     link.command(&set("a", "1")).await.unwrap();

@@ -13,7 +13,7 @@ use crate::{
 
 pub(crate) async fn run(layers: &Settings, command: &Migrate) -> Result<ExitCode> {
     let config = settings::read(layers)?;
-    sightline_telemetry::logs::init(&config.telemetry)?;
+    let _telemetry = sightline_telemetry::start(&config.telemetry, "sightline-migrate")?;
     if !command.dry_run {
         let done = migrate(&config).await?;
         print(&[("applied", done.as_slice())], command.json)?;
