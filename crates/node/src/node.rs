@@ -120,7 +120,7 @@ impl Node {
         shared: &Shared,
     ) -> Result<(), NodeError> {
         let running = match role {
-            Role::Ratelimiter => roles::ratelimiter::start(&config.ratelimiter, listener, shared)?,
+            Role::Ratelimiter => roles::ratelimiter::start(&config.ratelimiter, listener, shared).await?,
             Role::Classifier => roles::classifier::start(&config.classifier, listener, shared).await?,
             Role::Stats => {
                 let path = &config.node.data_dir;

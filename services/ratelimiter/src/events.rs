@@ -6,7 +6,7 @@ use metrics::{
     Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use crate::rules::RuleSet;
+use crate::rules::{Rule, RuleSet};
 
 /// Checks decided, by `result`: `allowed`, `refused`, `unlimited` (no rule applied), `invalid`.
 pub const CHECKS: &str = "ratelimiter_checks_total";
@@ -19,6 +19,11 @@ pub const KEYS: &str = "ratelimiter_keys";
 /// Counters still in use that were forgotten because `ratelimiter.max_keys` was reached.
 pub const EVICTED: &str = "ratelimiter_evicted_total";
 
+/// Checks refused by what Redis said a moment before, without asking it again.
+pub const DENIED_LOCALLY: &str = "ratelimiter_denied_locally_total";
+/// Decisions of a rule while the shared counters were away, by `rule` and what it did (`when_away`).
+pub const DEGRADED: &str = "ratelimiter_degraded_total";
+
 /// Handles that are looked up once, not per check. Made after the metrics recorder is installed.
 #[derive(Clone)]
 pub(crate) struct Events {
@@ -27,6 +32,7 @@ pub(crate) struct Events {
     unlimited: Counter,
     invalid: Counter,
     refused_by: Vec<Counter>,
+    degraded: Vec<Counter>,
     duration: Histogram,
 }
 
@@ -47,6 +53,9 @@ impl Events {
         describe_histogram!(CHECK_DURATION, Unit::Seconds, "From a check's arrival to its decision");
         describe_gauge!(KEYS, "Counters kept, as of the last sweep");
         describe_counter!(EVICTED, "Counters in use that were forgotten because max_keys was reached");
+        describe_counter!(DENIED_LOCALLY, "Checks refused by what Redis said a moment before");
+        describe_counter!(DEGRADED, "Decisions of a rule while the shared counters were away");
+        let degraded = |rule: &Rule| counter!(DEGRADED, "rule" => rule.name().to_owned(), "when_away" => rule.when_away().name());
         Self {
             allowed: counter!(CHECKS, "result" => "allowed"),
             refused: counter!(CHECKS, "result" => "refused"),
@@ -56,8 +65,14 @@ impl Events {
                 .iter()
                 .map(|rule| counter!(REFUSED, "rule" => rule.name().to_owned()))
                 .collect(),
+            degraded: rules.iter().map(degraded).collect(),
             duration: histogram!(CHECK_DURATION),
         }
+    }
+
+    /// The rule with this index decided without its shared counters.
+    pub(crate) fn degraded(&self, rule: usize) {
+        self.degraded[rule].increment(1);
     }
 
     pub(crate) fn checked(&self, checked: Checked, took: Duration) {
@@ -77,6 +92,11 @@ impl Events {
 /// The handle for [`EVICTED`].
 pub(crate) fn evicted() -> Counter {
     counter!(EVICTED)
+}
+
+/// The handle for [`DENIED_LOCALLY`].
+pub(crate) fn denied_locally() -> Counter {
+    counter!(DENIED_LOCALLY)
 }
 
 /// Sets [`KEYS`].

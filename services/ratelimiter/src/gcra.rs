@@ -118,7 +118,8 @@ impl Quota {
         if u64::from(hits) > self.burst {
             return Err(OverBurst);
         }
-        let charged = Tick(tat.max(now).0 + u64::from(hits) * self.interval);
+        let cost = u64::from(hits).saturating_mul(self.interval);
+        let charged = Tick(tat.max(now).0.saturating_add(cost));
         let admitted_at = Tick(charged.0.saturating_sub(self.refill));
         Ok(if now >= admitted_at {
             Outcome::Admitted(charged)
@@ -127,10 +128,57 @@ impl Quota {
         })
     }
 
+    /// In whole microseconds, both rounded so that never more is admitted than asked for.
+    pub fn in_micros(&self) -> Micros {
+        let interval = self.interval.div_ceil(1000);
+        Micros { interval, refill: interval * self.burst, burst: self.burst }
+    }
+
+    /// Whether rounding up to microseconds costs more than a hundredth of the rate.
+    pub fn is_coarse_in_micros(&self) -> bool {
+        let rounded = self.interval.div_ceil(1000) * 1000;
+        (rounded - self.interval) * 100 > self.interval
+    }
+
+    /// One of `parts` equal parts: `T` times as long, and as much less at once, but never less than `hits` at once:
+    /// else a check of that size could not pass however long it waits.
+    #[must_use]
+    pub fn share(&self, parts: u32, hits: u32) -> Self {
+        let parts = u64::from(parts.max(1));
+        let burst = (self.burst / parts).max(u64::from(hits)).max(1);
+        let interval = self.interval.saturating_mul(parts);
+        Self { burst, interval, refill: interval.saturating_mul(burst) }
+    }
+
     /// How a counter with this theoretical arrival time stands.
     pub fn standing(&self, tat: Tick, now: Tick) -> Standing {
         let used = tat.0.saturating_sub(now.0);
         Standing { remaining: self.refill.saturating_sub(used) / self.interval, reset_after: now.until(tat) }
+    }
+}
+
+/// A [`Quota`] for a store whose clock counts microseconds. `T` is rounded up, so a rate that is no whole number of
+/// microseconds per hit is a little lower; rates up to 10,000 hits a second lose less than a hundredth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Micros {
+    /// `T`.
+    pub interval: u64,
+    /// `B·T`.
+    pub refill: u64,
+    burst: u64,
+}
+
+impl Micros {
+    /// How a counter stands whose theoretical arrival time is `used` microseconds away.
+    pub fn standing(&self, used: u64) -> Standing {
+        let remaining = (self.refill.saturating_sub(used) / self.interval).min(self.burst);
+        Standing { remaining, reset_after: Duration::from_micros(used) }
+    }
+
+    /// How long `hits` have to wait there; zero when they have room.
+    pub fn wait(&self, used: u64, hits: u32) -> Duration {
+        let charged = used + u64::from(hits) * self.interval;
+        Duration::from_micros(charged.saturating_sub(self.refill))
     }
 }
 
@@ -237,6 +285,37 @@ mod tests {
             assert!(remaining == 0 || admits(remaining));
             assert!(!admits(remaining + 1));
         }
+    }
+
+    #[test]
+    fn microseconds_never_allow_more_than_asked_for() {
+        let mut random = StdRng::seed_from_u64(3);
+        for _ in 0..2000 {
+            let quota = any_quota(&mut random);
+            let micros = quota.in_micros();
+            assert!(
+                micros.interval * 1000 >= quota.interval && micros.interval * 1000 < quota.interval + 1000
+            );
+            assert_eq!(micros.refill, micros.interval * quota.burst);
+            let used = random.random_range(0..=micros.refill);
+            let remaining = u32::try_from(micros.standing(used).remaining).unwrap();
+            assert_eq!(micros.wait(used, remaining), Duration::ZERO);
+            assert!(micros.wait(used, remaining + 1) > Duration::ZERO);
+        }
+        let second = Duration::from_secs(1);
+        assert!(!quota(10_000, second, 1).is_coarse_in_micros());
+        assert!(!quota(3, second, 1).is_coarse_in_micros());
+        assert!(quota(300_000, second, 1).is_coarse_in_micros(), "3.3 µs become 4");
+    }
+
+    #[test]
+    fn shares_together_are_no_more_than_the_whole() {
+        let whole = quota(100, Duration::from_secs(1), 50);
+        let share = whole.share(3, 1);
+        assert_eq!((share.burst, share.interval), (16, 3 * whole.interval));
+        assert_eq!(quota(1, Duration::from_secs(5), 1).share(3, 1).burst, 1, "one at a time still passes");
+        assert_eq!(whole.share(3, 40).burst, 40);
+        assert_eq!(whole.share(0, 1), whole);
     }
 
     #[test]

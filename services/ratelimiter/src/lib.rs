@@ -11,8 +11,10 @@
 //! - Memory is bounded by `max_keys`, whatever callers send; values sent are hashed, not kept.
 //! - A bad check is answered with an error of its own and costs no other check of its stream anything.
 //!
-//! Deliberately absent: leases and refunds, more than one replica sharing counters (a Redis [`store::Store`] will),
-//! reload of rules.
+//! - Replicas that share a Redis are one rate limiter. While it is away each rule does what it declares, within
+//!   milliseconds, and every answer says so.
+//!
+//! Deliberately absent: leases, refunds that callers ask for, reload of rules.
 
 pub mod config;
 pub mod error;
@@ -22,7 +24,7 @@ pub mod rules;
 pub mod service;
 pub mod store;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sightline_mesh::server::Lifecycle;
 use sightline_proto::ratelimiter::rate_limiter_service_server::{
@@ -30,11 +32,18 @@ use sightline_proto::ratelimiter::rate_limiter_service_server::{
 };
 
 pub use crate::config::RateLimiterConfig;
+use sightline_redis::{Link, Options, TargetError};
+use sightline_telemetry::dependencies::Dependencies;
+
 use crate::{
     config::ValueError,
     rules::{RuleSet, RulesError},
     service::{MAX_MESSAGE_BYTES, Service},
-    store::memory::MemoryStore,
+    store::{
+        AnyStore,
+        memory::MemoryStore,
+        redis::{Clock, RedisStore, Settings},
+    },
 };
 
 /// What the rate limiter needs of the process it runs in.
@@ -42,6 +51,8 @@ use crate::{
 pub struct Deps {
     /// Streams end when it drains.
     pub lifecycle: Lifecycle,
+    /// Where Redis is reported on.
+    pub dependencies: Dependencies,
 }
 
 /// Why the rate limiter cannot start.
@@ -53,12 +64,16 @@ pub enum BuildError {
     /// The rules.
     #[error("`ratelimiter.rules`: {0}")]
     Rules(#[from] RulesError),
+    /// The address of Redis.
+    #[error("`ratelimiter.redis_url`: {0}")]
+    Redis(#[from] TargetError),
 }
 
 /// A rate limiter ready to be served.
 pub struct RateLimiter {
     rules: Arc<RuleSet>,
-    service: Service<MemoryStore>,
+    store: Arc<AnyStore>,
+    service: Service<AnyStore>,
 }
 
 impl std::fmt::Debug for RateLimiter {
@@ -67,18 +82,43 @@ impl std::fmt::Debug for RateLimiter {
     }
 }
 
-/// Reads the rules and prepares an empty store in memory with its sweeper, a task that ends with the rate limiter.
-/// Called inside a tokio runtime, after the metrics recorder is installed.
+/// Reads the rules and prepares the store: an empty one in memory with its sweeper, a task that ends with the rate
+/// limiter, and before it, where `redis_url` is set, Redis, to which it begins to connect. Called inside a tokio
+/// runtime, after the metrics recorder is installed.
 ///
 /// # Errors
 /// [`BuildError`] naming the setting, or the rule and its field.
 pub fn build(config: &RateLimiterConfig, deps: Deps) -> Result<RateLimiter, BuildError> {
     config.validate()?;
     let rules = Arc::new(RuleSet::load(&config.rules)?);
-    let store = Arc::new(MemoryStore::new(config.max_keys));
-    tokio::spawn(Arc::clone(&store).keep_swept(config.idle_sweep.0));
-    let service = Service::new(Arc::clone(&rules), store, deps.lifecycle, config.max_in_flight);
-    Ok(RateLimiter { rules, service })
+    let memory = Arc::new(MemoryStore::new(config.max_keys));
+    tokio::spawn(Arc::clone(&memory).keep_swept(config.idle_sweep.0));
+    let store = Arc::new(match &config.redis_url {
+        None => AnyStore::Memory(memory),
+        Some(url) => {
+            let options = Options {
+                ca_file: config.redis_ca_file.clone(),
+                timeout: config.redis_timeout.0,
+                ..Options::default()
+            };
+            let link = Link::new(url, &options, Some(deps.dependencies.register("ratelimiter-redis")))?;
+            rules.warn_of_rounding();
+            AnyStore::Redis(RedisStore::new(link, settings(config), memory, Clock::real()))
+        }
+    });
+    let service = Service::new(Arc::clone(&rules), Arc::clone(&store), deps.lifecycle, config.max_in_flight);
+    Ok(RateLimiter { rules, store, service })
+}
+
+fn settings(config: &RateLimiterConfig) -> Settings {
+    Settings {
+        prefix: config.redis_prefix.clone(),
+        timeout: config.redis_timeout.0,
+        batch: config.redis_batch,
+        queue: config.redis_queue,
+        deny_cache: config.deny_cache,
+        replicas: config.replicas,
+    }
 }
 
 impl RateLimiter {
@@ -88,6 +128,15 @@ impl RateLimiter {
     /// The rules in force, in the order of their file.
     pub fn rules(&self) -> &RuleSet {
         &self.rules
+    }
+
+    /// Waits for the first connection to Redis, so that the first checks are not decided without it; false when there
+    /// is none by then. In memory there is nothing to wait for.
+    pub async fn ready_within(&self, time: Duration) -> bool {
+        match &*self.store {
+            AnyStore::Memory(_) => true,
+            AnyStore::Redis(redis) => redis.available_within(time).await,
+        }
     }
 
     /// The tonic service with its message sizes set, to be put behind a guard and into routes.

@@ -8,6 +8,8 @@
 //! per = "5s"              # … per this long …
 //! burst = 1               # … of which this many may come at once
 //! tenants = ["acme"]      # optional: only for these
+//! when_away = "open"      # optional, while shared counters cannot be reached: "open" lets all pass, "closed" none, and
+//!                         # "local_share" (the default) what is this replica's part of the limit
 //! ```
 
 use std::{
@@ -19,6 +21,7 @@ use std::{
 
 use serde::Deserialize;
 use sightline_config::HumanDuration;
+use tracing::warn;
 
 use crate::gcra::{Quota, QuotaError};
 
@@ -88,6 +91,32 @@ struct Written {
     per: HumanDuration,
     burst: i64,
     tenants: Option<Vec<String>>,
+    #[serde(default)]
+    when_away: WhenAway,
+}
+
+/// What a rule does while the counters that replicas share cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenAway {
+    /// It lets everything pass.
+    Open,
+    /// It lets nothing pass.
+    Closed,
+    /// It counts by itself, up to its limit divided by the number of replicas.
+    #[default]
+    LocalShare,
+}
+
+impl WhenAway {
+    /// As in the rules file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::LocalShare => "local_share",
+        }
+    }
 }
 
 /// One rate limit.
@@ -98,6 +127,7 @@ pub struct Rule {
     keys: Vec<String>,
     quota: Quota,
     tenants: Option<HashSet<String>>,
+    when_away: WhenAway,
 }
 
 impl Rule {
@@ -116,6 +146,16 @@ impl Rule {
         &self.quota
     }
 
+    /// The names of the values that tell its counters apart.
+    pub fn keys(&self) -> &[String] {
+        &self.keys
+    }
+
+    /// What it does while shared counters cannot be reached.
+    pub fn when_away(&self) -> WhenAway {
+        self.when_away
+    }
+
     fn values<'a>(&self, tenant: &str, keys: &'a HashMap<String, String>) -> Option<Vec<&'a str>> {
         if self.tenants.as_ref().is_some_and(|tenants| !tenants.contains(tenant)) {
             return None;
@@ -131,6 +171,8 @@ pub struct Counter<'a> {
     pub rule: &'a Rule,
     /// The check's values for the rule's keys, in the rule's order.
     pub values: Vec<&'a str>,
+    /// What the check costs this counter; 0 only asks how it stands.
+    pub hits: u32,
 }
 
 /// All rules, in the order of the file.
@@ -190,9 +232,22 @@ impl RuleSet {
         self.rules.iter()
     }
 
-    /// The rules that apply to a check, with its values: those for its tenant whose every key has a value.
-    pub fn applying<'a>(&'a self, tenant: &str, keys: &'a HashMap<String, String>) -> Vec<Counter<'a>> {
-        let counter = |rule: &'a Rule| Some(Counter { rule, values: rule.values(tenant, keys)? });
+    /// Logs which rules lose more than a hundredth of their rate in a store that counts in microseconds.
+    pub(crate) fn warn_of_rounding(&self) {
+        for rule in self.rules.iter().filter(|rule| rule.quota.is_coarse_in_micros()) {
+            let interval = rule.quota.in_micros().interval;
+            warn!(rule = rule.name, "Redis counts in microseconds: one hit per {interval} µs is let through");
+        }
+    }
+
+    /// The rules that apply to a check of so many hits, with its values: those for its tenant whose every key has a value.
+    pub fn applying<'a>(
+        &'a self,
+        tenant: &str,
+        keys: &'a HashMap<String, String>,
+        hits: u32,
+    ) -> Vec<Counter<'a>> {
+        let counter = |rule: &'a Rule| Some(Counter { rule, values: rule.values(tenant, keys)?, hits });
         self.rules.iter().filter_map(counter).collect()
     }
 }
@@ -223,7 +278,8 @@ impl Written {
             ));
         }
         let tenants = self.tenants.map(HashSet::from_iter);
-        Ok(Rule { index, name: self.name, keys: self.keys, quota, tenants })
+        let when_away = self.when_away;
+        Ok(Rule { index, name: self.name, keys: self.keys, quota, tenants, when_away })
     }
 }
 
@@ -275,11 +331,11 @@ mod tests {
                     [[rule]]\nname = \"acme\"\nkeys = [\"user\"]\nlimit = 1\nper = \"1s\"\nburst = 1\ntenants = [\"acme\"]";
         let rules = RuleSet::parse("test", text).unwrap();
         let both = keys(&[("ip", "::1"), ("user", "u"), ("device", "d")]);
-        assert_eq!(names(&rules.applying("", &both)), ["pair"]);
-        assert_eq!(names(&rules.applying("acme", &both)), ["pair", "acme"]);
-        assert_eq!(rules.applying("", &both)[0].values, ["u", "::1"]);
-        assert_eq!(names(&rules.applying("acme", &keys(&[("user", "u")]))), ["acme"]);
-        assert!(rules.applying("", &keys(&[("ip", "::1")])).is_empty());
+        assert_eq!(names(&rules.applying("", &both, 1)), ["pair"]);
+        assert_eq!(names(&rules.applying("acme", &both, 1)), ["pair", "acme"]);
+        assert_eq!(rules.applying("", &both, 1)[0].values, ["u", "::1"]);
+        assert_eq!(names(&rules.applying("acme", &keys(&[("user", "u")]), 1)), ["acme"]);
+        assert!(rules.applying("", &keys(&[("ip", "::1")]), 1).is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures_util::{Stream, StreamExt};
 use sightline_mesh::{Deadline, RpcError, server::Lifecycle};
 use sightline_proto::ratelimiter::{
-    CheckRequest, CheckResponse, CheckStreamRequest, CheckStreamResponse, RuleStatus,
+    CheckRequest, CheckResponse, CheckStreamRequest, CheckStreamResponse, RuleStatus, WhenAway as Away,
     check_stream_response::Result as Answer, rate_limiter_service_server::RateLimiterService,
 };
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use tracing::instrument;
 use crate::{
     error::CheckError,
     events::{Checked, Events},
-    rules::RuleSet,
+    rules::{RuleSet, WhenAway},
     store::{Check, Decision, Store},
 };
 
@@ -135,9 +135,12 @@ impl<S: Store> Decider<S> {
 
     async fn try_decide(&self, request: &CheckRequest) -> Result<(Checked, CheckResponse), CheckError> {
         validate(request)?;
-        let counters = self.rules.applying(&request.tenant, &request.keys);
-        let check = Check { tenant: &request.tenant, counters, hits: request.hits.max(1) };
+        let counters = self.rules.applying(&request.tenant, &request.keys, request.hits.max(1));
+        let check = Check { tenant: &request.tenant, counters };
         let decision = self.store.check(&check).await?;
+        if decision.degraded {
+            check.counters.iter().for_each(|counter| self.events.degraded(counter.rule.index()));
+        }
         let checked = match decision.refusal {
             Some(refusal) => Checked::Refused(check.counters[refusal.counter].rule.index()),
             None if check.counters.is_empty() => Checked::Unlimited,
@@ -180,8 +183,16 @@ fn response(check: &Check<'_>, decision: &Decision) -> CheckResponse {
         limit: rule(index).quota().burst(),
         remaining: standing.remaining,
         reset_after: on_the_wire(standing.reset_after),
+        when_away: match (decision.degraded, rule(index).when_away()) {
+            (false, _) => Away::Unspecified,
+            (true, WhenAway::Open) => Away::Open,
+            (true, WhenAway::Closed) => Away::Closed,
+            (true, WhenAway::LocalShare) => Away::LocalShare,
+        }
+        .into(),
     };
     CheckResponse {
+        degraded: decision.degraded,
         allowed: decision.refusal.is_none(),
         refused_by: decision.refusal.map_or(String::new(), |refusal| rule(refusal.counter).name().to_owned()),
         retry_after: decision.refusal.and_then(|refusal| on_the_wire(refusal.retry_after)),
@@ -217,15 +228,18 @@ mod tests {
 
     impl Store for Slow {
         async fn check(&self, check: &Check<'_>) -> Result<Decision, StoreError> {
-            tokio::time::sleep(Duration::from_millis(check.hits.into())).await;
-            Ok(Decision { refusal: None, standings: vec![] })
+            let hits = check.counters[0].hits;
+            tokio::time::sleep(Duration::from_millis(hits.into())).await;
+            Ok(Decision::unlimited())
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_store_decides_many_at_a_time_and_is_answered_in_order() {
         let question = |id| {
-            let check = CheckRequest { hits: 100 - u32::try_from(id).unwrap(), ..CheckRequest::default() };
+            let keys = HashMap::from([("user".to_owned(), "u".to_owned())]);
+            let hits = 100 - u32::try_from(id).unwrap();
+            let check = CheckRequest { hits, keys, ..CheckRequest::default() };
             Ok(CheckStreamRequest { id, check: Some(check) })
         };
         let questions = futures_util::stream::iter((0..16).map(question));

@@ -53,7 +53,7 @@ async fn start() -> Running {
     let config =
         RateLimiterConfig { rules: file.path().to_str().unwrap().into(), ..RateLimiterConfig::default() };
     let lifecycle = Lifecycle::default();
-    let limiter = build(&config, Deps { lifecycle: lifecycle.clone() }).unwrap();
+    let limiter = build(&config, Deps { lifecycle: lifecycle.clone(), ..Deps::default() }).unwrap();
     let listener = sightline_mesh::server::bind("ratelimiter.listen", "127.0.0.1:0".parse().unwrap());
     let listener = listener.await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,5 +1,7 @@
 //! Wires the rate limiter.
 
+use std::time::Duration;
+
 use sightline_mesh::server::{Lifecycle, Server};
 use sightline_ratelimiter::{Deps, RateLimiter, RateLimiterConfig, build};
 use tokio::net::TcpListener;
@@ -8,13 +10,19 @@ use tonic::service::{Routes, interceptor::InterceptedService};
 use super::{Running, Shared, nothing};
 use crate::{NodeError, Role};
 
-pub(crate) fn start(
+/// How long a start waits for Redis. Without it the role serves all the same, as each rule declares.
+const FIRST_CONNECTION: Duration = Duration::from_secs(3);
+
+pub(crate) async fn start(
     config: &RateLimiterConfig,
     listener: TcpListener,
     shared: &Shared,
 ) -> Result<Running, NodeError> {
     let lifecycle = Lifecycle::default();
-    let service = build(config, Deps { lifecycle: lifecycle.clone() })?.into_service();
+    let deps = Deps { lifecycle: lifecycle.clone(), dependencies: shared.dependencies.clone() };
+    let limiter = build(config, deps)?;
+    limiter.ready_within(FIRST_CONNECTION).await;
+    let service = limiter.into_service();
     let server = Server {
         name: Role::Ratelimiter.name(),
         listener,

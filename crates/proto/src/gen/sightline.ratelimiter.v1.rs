@@ -29,6 +29,9 @@ pub struct CheckResponse {
     /// Every rule that applied, in the order of the rules file.
     #[prost(message, repeated, tag = "4")]
     pub rules: ::prost::alloc::vec::Vec<RuleStatus>,
+    /// The counters that replicas share were away: each rule did what it declares for that, as `rules` say.
+    #[prost(bool, tag = "5")]
+    pub degraded: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RuleStatus {
@@ -43,6 +46,9 @@ pub struct RuleStatus {
     /// Until the rule is as if never used.
     #[prost(message, optional, tag = "4")]
     pub reset_after: ::core::option::Option<::prost_types::Duration>,
+    /// In a degraded answer: what the rule did.
+    #[prost(enumeration = "WhenAway", tag = "5")]
+    pub when_away: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckStreamRequest {
@@ -67,6 +73,42 @@ pub mod check_stream_response {
         Response(super::CheckResponse),
         #[prost(message, tag = "3")]
         Error(super::super::super::status::v1::ItemError),
+    }
+}
+/// What a rule does while the counters that replicas share are away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WhenAway {
+    Unspecified = 0,
+    /// It let the check pass.
+    Open = 1,
+    /// It let nothing pass.
+    Closed = 2,
+    /// It counted by itself, up to its limit divided by the number of replicas.
+    LocalShare = 3,
+}
+impl WhenAway {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WHEN_AWAY_UNSPECIFIED",
+            Self::Open => "WHEN_AWAY_OPEN",
+            Self::Closed => "WHEN_AWAY_CLOSED",
+            Self::LocalShare => "WHEN_AWAY_LOCAL_SHARE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WHEN_AWAY_UNSPECIFIED" => Some(Self::Unspecified),
+            "WHEN_AWAY_OPEN" => Some(Self::Open),
+            "WHEN_AWAY_CLOSED" => Some(Self::Closed),
+            "WHEN_AWAY_LOCAL_SHARE" => Some(Self::LocalShare),
+            _ => None,
+        }
     }
 }
 /// Generated client implementations.

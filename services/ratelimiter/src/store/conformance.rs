@@ -82,8 +82,8 @@ impl<S: Store> Caller<S> {
     async fn try_ask(&self, tenant: &str, keys: &[(&str, &str)], hits: u32) -> Result<Decision, StoreError> {
         let keys: HashMap<String, String> =
             keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let counters = self.rules.applying(tenant, &keys);
-        self.store.check(&Check { tenant, counters, hits }).await
+        let counters = self.rules.applying(tenant, &keys, hits);
+        self.store.check(&Check { tenant, counters }).await
     }
 
     async fn ask(&self, keys: &[(&str, &str)]) -> Decision {
@@ -202,7 +202,7 @@ async fn counters_are_told_apart<F: Fixture>(fixture: &F) {
 async fn no_rule_is_no_limit<F: Fixture>(fixture: &F) {
     let caller = Caller::new(fixture).await;
     let decision = caller.try_ask("", &[("device", "d")], u32::MAX).await.expect("decided");
-    assert_eq!(decision, Decision { refusal: None, standings: vec![] });
+    assert_eq!(decision, Decision::unlimited());
 }
 
 /// Many tasks ask at once; the number admitted is exactly the burst. Worth a run of its own on several threads.

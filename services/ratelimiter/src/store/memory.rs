@@ -23,7 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::{Check, Decision, Refusal, Store, StoreError};
 use crate::{
     events,
-    gcra::{Outcome, OverBurst, Tick},
+    gcra::{Outcome, OverBurst, Quota, Tick},
     rules::Counter,
 };
 
@@ -176,7 +176,14 @@ impl MemoryStore {
     /// # Errors
     /// [`StoreError::HitsOverBurst`].
     pub fn decide(&self, check: &Check<'_>) -> Result<Decision, StoreError> {
+        check.fits()?;
+        Ok(self.decide_by(check, |counter| *counter.rule.quota()))
+    }
+
+    /// The same by other quotas than the rules' own, none of which may be less than a counter's hits.
+    pub(crate) fn decide_by(&self, check: &Check<'_>, quota: impl Fn(&Counter<'_>) -> Quota) -> Decision {
         let keys: Vec<Key> = check.counters.iter().map(|counter| self.key(check.tenant, counter)).collect();
+        let quotas: Vec<Quota> = check.counters.iter().map(quota).collect();
         let mut shards = self.lock_all(&keys);
         let now = self.now();
 
@@ -185,8 +192,7 @@ impl MemoryStore {
         let mut tats: Vec<(Tick, Tick)> = Vec::with_capacity(keys.len());
         for (index, (counter, key)) in check.counters.iter().zip(&keys).enumerate() {
             let tat = held(&mut shards, *key).tats.get(key).copied().unwrap_or_default();
-            let quota = counter.rule.quota();
-            let charged = match quota.decide(tat, now, check.hits) {
+            let charged = match quotas[index].decide(tat, now, counter.hits) {
                 Ok(Outcome::Admitted(charged)) => charged,
                 Ok(Outcome::Refused(retry_after)) => {
                     if refusal.is_none_or(|worst| retry_after > worst.retry_after) {
@@ -194,23 +200,22 @@ impl MemoryStore {
                     }
                     tat
                 }
-                Err(OverBurst) => {
-                    let (rule, burst) = (counter.rule.name().to_owned(), quota.burst());
-                    return Err(StoreError::HitsOverBurst { hits: check.hits, rule, burst });
-                }
+                Err(OverBurst) => unreachable!("whoever asks has compared hits and bursts"),
             };
             tats.push((tat, charged));
         }
 
         let mut standings = Vec::with_capacity(keys.len());
-        for ((counter, key), (tat, charged)) in check.counters.iter().zip(&keys).zip(tats) {
+        for (index, (counter, key)) in check.counters.iter().zip(&keys).enumerate() {
+            let (tat, charged) = tats[index];
             let after = if refusal.is_some() { tat } else { charged };
-            if refusal.is_none() && held(&mut shards, *key).charge(*key, charged, now, self.capacity) {
+            let charges = refusal.is_none() && counter.hits > 0;
+            if charges && held(&mut shards, *key).charge(*key, charged, now, self.capacity) {
                 self.evicted.increment(1);
             }
-            standings.push(counter.rule.quota().standing(after, now));
+            standings.push(quotas[index].standing(after, now));
         }
-        Ok(Decision { refusal, standings })
+        Decision { refusal, standings, degraded: false }
     }
 
     /// Forgets all counters that are as if never used, letting others run between steps. Returns how many remain.
@@ -250,7 +255,7 @@ impl MemoryStore {
     fn key(&self, tenant: &str, counter: &Counter<'_>) -> Key {
         let mut hasher = self.seed.build_hasher();
         // A `str` ends its hash with a byte that no text contains, so ("a", "bc") and ("ab", "c") differ.
-        (counter.rule.index(), tenant).hash(&mut hasher);
+        (counter.rule.name(), tenant).hash(&mut hasher);
         counter.values.iter().for_each(|value| value.hash(&mut hasher));
         let place = hasher.finish();
         // SipHash is a pseudo-random function: of one byte more it gives 64 independent bits.
@@ -336,7 +341,7 @@ mod tests {
 
     fn charge(store: &MemoryStore, rules: &RuleSet, key: &str, user: usize) -> Decision {
         let keys = HashMap::from([(key.to_owned(), user.to_string())]);
-        store.decide(&Check { tenant: "", counters: rules.applying("", &keys), hits: 1 }).unwrap()
+        store.decide(&Check { tenant: "", counters: rules.applying("", &keys, 1) }).unwrap()
     }
 
     #[tokio::test(start_paused = true)]

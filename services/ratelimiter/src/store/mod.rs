@@ -3,8 +3,9 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod memory;
+pub mod redis;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{gcra::Standing, rules::Counter};
 
@@ -13,10 +14,26 @@ use crate::{gcra::Standing, rules::Counter};
 pub struct Check<'a> {
     /// Part of every counter's identity.
     pub tenant: &'a str,
-    /// The rules that apply, each at most once, in the order of the file.
+    /// The rules that apply, in the order of the file, with what the check costs each; no counter twice.
     pub counters: Vec<Counter<'a>>,
-    /// What it costs, at least 1.
-    pub hits: u32,
+}
+
+impl Check<'_> {
+    /// Refuses a check that no wait could make pass.
+    ///
+    /// # Errors
+    /// [`StoreError::HitsOverBurst`] naming the first rule that it is too much for.
+    pub fn fits(&self) -> Result<(), StoreError> {
+        let over = |counter: &&Counter<'_>| u64::from(counter.hits) > counter.rule.quota().burst();
+        match self.counters.iter().find(over) {
+            None => Ok(()),
+            Some(counter) => Err(StoreError::HitsOverBurst {
+                hits: counter.hits,
+                rule: counter.rule.name().to_owned(),
+                burst: counter.rule.quota().burst(),
+            }),
+        }
+    }
 }
 
 /// What a store answers.
@@ -26,6 +43,8 @@ pub struct Decision {
     pub refusal: Option<Refusal>,
     /// How each counter of the check stands after the decision, in the check's order.
     pub standings: Vec<Standing>,
+    /// The counters that replicas share could not be reached: each rule did what its `when_away` says.
+    pub degraded: bool,
 }
 
 /// Why not, and when.
@@ -35,6 +54,13 @@ pub struct Refusal {
     pub counter: usize,
     /// After exactly this long the same check would pass if nobody else asks.
     pub retry_after: Duration,
+}
+
+impl Decision {
+    /// Nothing applied, so nothing refused.
+    pub fn unlimited() -> Self {
+        Self { refusal: None, standings: Vec::new(), degraded: false }
+    }
 }
 
 /// Why a store did not decide. Nothing was charged.
@@ -59,4 +85,22 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`].
     fn check(&self, check: &Check<'_>) -> impl Future<Output = Result<Decision, StoreError>> + Send;
+}
+
+/// The store that the configuration chose.
+#[derive(Debug)]
+pub enum AnyStore {
+    /// Counters of this process.
+    Memory(Arc<memory::MemoryStore>),
+    /// Counters that replicas share.
+    Redis(redis::RedisStore),
+}
+
+impl Store for AnyStore {
+    async fn check(&self, check: &Check<'_>) -> Result<Decision, StoreError> {
+        match self {
+            Self::Memory(memory) => memory.decide(check),
+            Self::Redis(redis) => redis.check(check).await,
+        }
+    }
 }
