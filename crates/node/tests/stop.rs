@@ -17,7 +17,7 @@ async fn a_request_sent_by_half_does_not_hold_a_stop_back() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = NodeConfig::default();
     config.node.data_dir = folder.path().into();
-    config.telemetry.admin_listen = Some(ANY_PORT);
+    config.telemetry.admin_listen = sightline_config::Listen::at(ANY_PORT);
     config.ratelimiter.listen = ANY_PORT;
     let node = Node::start(config, &[Role::Ratelimiter]).await.unwrap();
     let admin = node.admin_address().unwrap();
