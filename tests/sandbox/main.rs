@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests: a panic is a failed test
 
+mod counted;
 mod errors;
 mod lifecycle;
 mod limits;

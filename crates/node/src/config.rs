@@ -1,10 +1,10 @@
 //! The whole configuration of a process.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use sightline_classifier::ClassifierConfig;
-use sightline_config::Registry;
+use sightline_config::{HumanDuration, Registry};
 use sightline_ingest::{IngestConfig, PolicyConfig};
 use sightline_mesh::auth::AuthConfig;
 use sightline_ratelimiter::RateLimiterConfig;
@@ -20,6 +20,10 @@ sightline_config::settings! {
         pub insecure: bool = false,
     }
 }
+
+/// How much longer the statistics must remember an event's id than ingest takes old frames: an event waits while the
+/// statistics are away, and hours are what they can tell apart.
+const DEDUPE_MARGIN: Duration = Duration::from_secs(3600);
 
 /// One struct per section; a process reads those of its roles and checks all.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -65,12 +69,41 @@ impl NodeConfig {
         self.ingest.validate()?;
         self.policy.validate()?;
         self.ratelimiter.validate().map_err(|error| error.to_string())?;
-        self.stats.validate()
+        self.stats.validate()?;
+        // Otherwise ingest would give a verdict that the statistics then refuse to count (P2).
+        let least = sightline_ingest::MAX_AGE + DEDUPE_MARGIN;
+        if self.stats.dedupe_window.0 < least {
+            return Err(format!(
+                "`stats.dedupe_window` must be at least {}: ingest takes frames that are up to {} old",
+                HumanDuration(least),
+                HumanDuration(sightline_ingest::MAX_AGE),
+            ));
+        }
+        Ok(())
     }
 
     /// As the commented TOML file that sets exactly these values.
     pub fn render(&self) -> String {
         let values = toml::Table::try_from(self).expect("a configuration is plain TOML");
         registry().render(&values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_remembered_longer_than_frames_are_taken() {
+        let mut config = NodeConfig::default();
+        assert_eq!(config.validate(), Ok(()));
+        let least = sightline_ingest::MAX_AGE + DEDUPE_MARGIN;
+        config.stats.dedupe_window = HumanDuration(least);
+        assert_eq!(config.validate(), Ok(()));
+        config.stats.dedupe_window = HumanDuration(least - Duration::from_secs(1));
+        assert_eq!(
+            config.validate().unwrap_err(),
+            "`stats.dedupe_window` must be at least 6days 1h: ingest takes frames that are up to 6days old"
+        );
     }
 }

@@ -15,6 +15,8 @@ use sightline_model::{
 pub struct Small {
     /// Its name.
     pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
     /// Width and height of the input.
     pub side: u32,
     /// Names and roles of the classes.
@@ -29,6 +31,7 @@ impl Default for Small {
     fn default() -> Self {
         Self {
             name: "small",
+            version: "1",
             side: 32,
             classes: vec![
                 ("safe", Role::Safe),
@@ -62,7 +65,7 @@ impl Small {
         Manifest {
             schema: SCHEMA,
             name: self.name.into(),
-            version: "1".into(),
+            version: self.version.into(),
             file: "model.pt".into(),
             digest,
             output: Output::Probabilities,

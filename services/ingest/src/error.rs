@@ -57,6 +57,9 @@ pub enum IngestError {
     /// The token names another user.
     #[error("frame.user_id: is not the user of the token")]
     UserMismatch,
+    /// The token's tenant is too long.
+    #[error("the token's tenant: longer than {0} characters")]
+    TenantTooLong(usize),
     /// A text field is too long.
     #[error("frame.{field}: longer than {limit} characters")]
     FieldTooLong {
@@ -118,6 +121,9 @@ pub enum IngestError {
 /// After this long the frames in flight now are most likely answered.
 const RETRY_OVERLOAD: Duration = Duration::from_millis(500);
 
+/// A stream that its client left without a word is noticed about this soon, or by then its user has closed another.
+const RETRY_STREAMS: Duration = Duration::from_secs(5);
+
 impl From<IngestError> for RpcError {
     fn from(error: IngestError) -> Self {
         use IngestError as E;
@@ -133,6 +139,7 @@ impl From<IngestError> for RpcError {
             E::FrameIdInvalid => (Code::InvalidArgument, "FRAME_ID_INVALID"),
             E::UserMissing => (Code::InvalidArgument, "USER_MISSING"),
             E::UserMismatch => (Code::PermissionDenied, "USER_MISMATCH"),
+            E::TenantTooLong(_) => (Code::PermissionDenied, "TENANT_TOO_LONG"),
             E::FieldTooLong { .. } => (Code::InvalidArgument, "FIELD_TOO_LONG"),
             E::CapturedAtInvalid(_) => (Code::InvalidArgument, "CAPTURED_AT_INVALID"),
             E::ModelUnknown { .. } => (Code::NotFound, "MODEL_UNKNOWN"),
@@ -150,6 +157,7 @@ impl From<IngestError> for RpcError {
         match error {
             E::RateLimited { retry_after, .. } => rpc.retry_after(retry_after),
             E::Overloaded => rpc.retry_after(RETRY_OVERLOAD),
+            E::TooManyStreams(_) => rpc.retry_after(RETRY_STREAMS),
             _ => rpc,
         }
     }

@@ -11,10 +11,14 @@ use crate::{config::IngestConfig, error::IngestError};
 
 /// The longest id or name, in characters.
 const MAX_TEXT: usize = 128;
-/// How far a client's clock may be ahead.
-const MAX_AHEAD: Duration = Duration::from_secs(24 * 3600);
-/// How old a frame may be: as long as the statistics remember event ids, so that a late one still counts once.
-const MAX_AGE: Duration = Duration::from_secs(6 * 24 * 3600);
+/// The longest model, in characters: "name@version" is longer than either.
+const MAX_MODEL: usize = 160;
+/// How far a client's clock may be ahead. The statistics take an hour; five minutes of it are for the difference between
+/// their clock and ours.
+pub const MAX_AHEAD: Duration = Duration::from_secs(55 * 60);
+/// How old a frame may be. The statistics must remember event ids for longer (`stats.dedupe_window`), so that a late one
+/// still counts once.
+pub const MAX_AGE: Duration = Duration::from_secs(6 * 24 * 3600);
 
 /// Who calls: what the token says, and from where.
 #[derive(Debug, Clone, Default)]
@@ -75,14 +79,17 @@ impl Frame {
             image: wire.image,
             model: or(wire.model, |hello| &hello.model),
         };
-        for (field, text) in [
-            ("user_id", &frame.user),
-            ("device_id", &frame.device),
-            ("application", &frame.application),
-            ("model", &frame.model),
+        if caller.tenant().chars().count() > MAX_TEXT {
+            return Err(IngestError::TenantTooLong(MAX_TEXT));
+        }
+        for (field, text, limit) in [
+            ("user_id", &frame.user, MAX_TEXT),
+            ("device_id", &frame.device, MAX_TEXT),
+            ("application", &frame.application, MAX_TEXT),
+            ("model", &frame.model, MAX_MODEL),
         ] {
-            if text.chars().count() > MAX_TEXT {
-                return Err(IngestError::FieldTooLong { field, limit: MAX_TEXT });
+            if text.chars().count() > limit {
+                return Err(IngestError::FieldTooLong { field, limit });
             }
         }
         let limit = config.max_image.bytes();
@@ -98,7 +105,8 @@ fn frame_id(text: &str) -> Result<Uuid, IngestError> {
     if text.is_empty() {
         return Ok(Uuid::now_v7());
     }
-    Uuid::try_parse(text).map_err(|_| IngestError::FrameIdInvalid)
+    // The nil UUID means "none" to many libraries: every frame would be the same one.
+    Uuid::try_parse(text).ok().filter(|id| !id.is_nil()).ok_or(IngestError::FrameIdInvalid)
 }
 
 fn user(named: String, caller: &Caller) -> Result<String, IngestError> {
@@ -117,7 +125,7 @@ fn captured_at(stamp: Option<prost_types::Timestamp>) -> Result<SystemTime, Inge
     let time = SystemTime::try_from(stamp)
         .map_err(|_| IngestError::CapturedAtInvalid("is not a valid timestamp"))?;
     if time > now + MAX_AHEAD {
-        return Err(IngestError::CapturedAtInvalid("is more than a day in the future"));
+        return Err(IngestError::CapturedAtInvalid("is more than 55 minutes in the future"));
     }
     if time + MAX_AGE < now {
         return Err(IngestError::CapturedAtInvalid("is more than six days ago"));
@@ -146,6 +154,8 @@ mod tests {
         for (frame, reason) in [
             (Wire { user_id: String::new(), ..wire() }, "USER_MISSING"),
             (Wire { frame_id: "17".into(), ..wire() }, "FRAME_ID_INVALID"),
+            (Wire { frame_id: Uuid::nil().to_string(), ..wire() }, "FRAME_ID_INVALID"),
+            (Wire { captured_at: Some(from_now(MAX_AHEAD + SECOND)), ..wire() }, "CAPTURED_AT_INVALID"),
             (Wire { application: long.clone(), ..wire() }, "FIELD_TOO_LONG"),
             (Wire { image: Bytes::new(), ..wire() }, "IMAGE_EMPTY"),
             (Wire { image: vec![0; 10_000_001].into(), ..wire() }, "IMAGE_TOO_LARGE"),
@@ -157,6 +167,14 @@ mod tests {
             assert_eq!(check(frame, &anyone).err().as_deref(), Some(reason));
         }
         assert!(check(wire(), &anyone).is_ok());
+        let early = Wire { captured_at: Some(from_now(MAX_AHEAD - SECOND)), ..wire() };
+        assert!(check(early, &anyone).is_ok());
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn from_now(ahead: Duration) -> prost_types::Timestamp {
+        (SystemTime::now() + ahead).into()
     }
 
     #[test]
@@ -168,6 +186,15 @@ mod tests {
             check(Wire { user_id: "bob".into(), ..wire() }, &ada).err().as_deref(),
             Some("USER_MISMATCH")
         );
+    }
+
+    #[test]
+    fn a_tenant_that_the_statistics_would_refuse_is_refused_here() {
+        let claims = |tenant| Claims { sub: "ada".into(), tenant, scope: "classify".into() };
+        for (length, reason) in [(MAX_TEXT, None), (MAX_TEXT + 1, Some("TENANT_TOO_LONG"))] {
+            let caller = Caller { claims: Some(claims("x".repeat(length))), ip: None };
+            assert_eq!(check(wire(), &caller).err().as_deref(), reason);
+        }
     }
 
     #[test]

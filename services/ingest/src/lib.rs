@@ -34,5 +34,6 @@ pub mod spool;
 
 pub use config::{IngestConfig, PolicyConfig};
 pub use error::IngestError;
+pub use frame::MAX_AGE;
 pub use pipeline::Pipeline;
 pub use service::Service;

@@ -1,4 +1,4 @@
-//! Images made to be large only once they are unpacked. In a process of its own, because its peak of memory is looked at.
+//! Images made to be large only once they are unpacked, or to look whole. In a process of its own, because its peak of memory is looked at.
 
 #![allow(clippy::unwrap_used)] // helpers of tests: a panic is a failed test
 
@@ -88,5 +88,25 @@ fn a_frame_larger_than_its_canvas_is_refused_before_it_is_decoded() {
             assert!(named, "{kind}: {refused}");
         });
         assert!(grown < 50 << 20, "{kind}: {} MiB", grown >> 20);
+    }
+}
+
+#[test]
+fn a_cut_off_photograph_is_not_taken_for_whole_because_of_its_thumbnail() {
+    let jpeg = |side: u32| {
+        let picture = image::RgbImage::from_fn(side, side, |x, y| image::Rgb([x as u8, y as u8, 7]));
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+        bytes.into_inner()
+    };
+    let (picture, thumbnail) = (jpeg(200), jpeg(16));
+    let length = u16::try_from(thumbnail.len() + 2).unwrap().to_be_bytes();
+    let photograph = [&picture[..2], &[0xff, 0xe1], &length, &thumbnail, &picture[2..]].concat();
+    assert_eq!(decode(&photograph, LIMITS).unwrap().width, 200);
+    let appended = [&photograph[..], b"made by a camera"].concat();
+    assert_eq!(decode(&appended, LIMITS).unwrap().width, 200);
+    for end in [photograph.len() / 2, photograph.len() - 2] {
+        let refused = decode(&photograph[..end], LIMITS);
+        assert!(matches!(refused, Err(IngestError::ImageTruncated("JPEG"))), "{refused:?}");
     }
 }

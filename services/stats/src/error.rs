@@ -58,7 +58,7 @@ pub enum StatsError {
         field: String,
         /// As sent.
         chars: usize,
-        /// [`crate::MAX_NAME_CHARS`].
+        /// [`crate::MAX_NAME_CHARS`], or what a model may have.
         limit: usize,
     },
     /// `EVENT_TIME_INVALID`

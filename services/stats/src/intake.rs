@@ -13,8 +13,10 @@ use crate::{
     store::{Event, Hour},
 };
 
-/// The longest name (tenant, user, application, device, model), in characters.
+/// The longest name (tenant, user, application, device), in characters.
 pub const MAX_NAME_CHARS: usize = 128;
+/// The longest model, in characters: "name@version" is longer than either.
+const MAX_MODEL_CHARS: usize = 160;
 /// How far a sender's clock may be ahead.
 const MAX_AHEAD: Duration = Duration::from_secs(3600);
 /// Sources are not checked against those known here: during an upgrade a newer ingest may know more.
@@ -77,14 +79,14 @@ fn check(
 ) -> Result<Event, StatsError> {
     let id = Uuid::try_parse(&event.event_id).ok().filter(|id| !id.is_nil());
     let id = id.ok_or(StatsError::EventId { index })?;
-    for (name, text) in [
-        ("tenant", &event.tenant),
-        ("user_id", &event.user_id),
-        ("application", &event.application),
-        ("device_id", &event.device_id),
-        ("model", &event.model),
+    for (name, text, limit) in [
+        ("tenant", &event.tenant, MAX_NAME_CHARS),
+        ("user_id", &event.user_id, MAX_NAME_CHARS),
+        ("application", &event.application, MAX_NAME_CHARS),
+        ("device_id", &event.device_id, MAX_NAME_CHARS),
+        ("model", &event.model, MAX_MODEL_CHARS),
     ] {
-        check_name(text, || format!("events[{index}].{name}"))?;
+        check_length(text, limit, || format!("events[{index}].{name}"))?;
     }
     if event.user_id.is_empty() {
         return Err(StatsError::EventUser { index });
@@ -121,11 +123,15 @@ fn check_time(index: usize, time: Option<Timestamp>, times: &Times) -> Result<Ho
 
 /// Refuses a name that is too long.
 pub(crate) fn check_name(text: &str, field: impl FnOnce() -> String) -> Result<(), StatsError> {
+    check_length(text, MAX_NAME_CHARS, field)
+}
+
+fn check_length(text: &str, limit: usize, field: impl FnOnce() -> String) -> Result<(), StatsError> {
     // Bytes are at least as many as characters: counting is only for the rare case.
-    if text.len() > MAX_NAME_CHARS {
+    if text.len() > limit {
         let chars = text.chars().count();
-        if chars > MAX_NAME_CHARS {
-            return Err(StatsError::FieldTooLong { field: field(), chars, limit: MAX_NAME_CHARS });
+        if chars > limit {
+            return Err(StatsError::FieldTooLong { field: field(), chars, limit });
         }
     }
     Ok(())
@@ -202,6 +208,11 @@ mod tests {
         assert_eq!(
             check_one(proto::Event { user_id: "ü".repeat(129), ..event_at(NOW) }).unwrap_err(),
             "events[0].user_id has 129 characters; at most 128 are allowed"
+        );
+        assert!(check_one(proto::Event { model: "m".repeat(160), ..event_at(NOW) }).is_ok());
+        assert_eq!(
+            check_one(proto::Event { model: "m".repeat(161), ..event_at(NOW) }).unwrap_err(),
+            "events[0].model has 161 characters; at most 160 are allowed"
         );
     }
 
