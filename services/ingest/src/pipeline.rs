@@ -23,7 +23,7 @@ use crate::{
     events,
     frame::{Caller, Frame},
     infer::{InferLane, infer},
-    limits::{CheckLane, Limiter},
+    limits::Limiter,
     models::{Directory, Model},
     picture,
     policy::Policy,
@@ -78,11 +78,14 @@ impl Pipeline {
             tokio::spawn(async move { models.keep_fresh(&endpoints).await })
         };
         let classifier_options = PoolOptions { streams_per_endpoint: config.classifier_streams, ..options };
-        let limiter = StreamPool::start(CheckLane, upstreams.ratelimiter, options);
         let recorder = Recorder::start(config, StreamPool::start(RecordLane, upstreams.stats, options));
         let bytes_in_flight = config.max_bytes_in_flight.bytes().min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
-            limiter: Limiter::new(limiter, config.ratelimiter_timeout, config.ratelimiter_away),
+            limiter: Limiter::start(
+                upstreams.ratelimiter,
+                config.ratelimiter_timeout,
+                config.ratelimiter_away,
+            ),
             models,
             cache: Cache::new(config.cache_entries, config.cache_ttl.0),
             classifier: StreamPool::start(InferLane, upstreams.classifier, classifier_options),
