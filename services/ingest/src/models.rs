@@ -1,12 +1,16 @@
 //! What the classifier serves: asked for at start, and again from time to time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use sightline_mesh::{Deadline, RpcError, client::Endpoints};
 use sightline_proto::classifier::{
     InputSpec, ListModelsRequest, Model as Wire, classifier_service_client::ClassifierServiceClient,
 };
+use tonic::Code;
 use tracing::{info, warn};
 
 use crate::{error::IngestError, policy::Weights};
@@ -54,6 +58,8 @@ impl Model {
 #[derive(Debug, Default)]
 pub struct Directory {
     models: ArcSwap<Vec<Arc<Model>>>,
+    /// Why the list could not be had when it was asked for last.
+    problem: Mutex<Option<RpcError>>,
 }
 
 impl Directory {
@@ -81,27 +87,54 @@ impl Directory {
         self.models.load().is_empty()
     }
 
+    /// Why the list of models could not be had when it was asked for last, for operators.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().expect("no holder panics").as_ref().map(explain)
+    }
+
     /// Asks the classifiers for their models, for ever.
     pub async fn keep_fresh(&self, endpoints: &Endpoints) {
         loop {
-            match list(endpoints).await {
-                Ok(models) => {
-                    if self.is_empty() {
-                        info!(models = models.len(), "the classifier answered");
-                    }
-                    self.models.store(Arc::new(models));
-                    tokio::time::sleep(REFRESH).await;
+            let listed = list(endpoints).await;
+            let pause = if listed.is_ok() || !self.is_empty() { REFRESH } else { RETRY };
+            self.note(listed);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Keeps an answer, or what went wrong; logs each once. What was known stays known: the classifier may be restarting.
+    fn note(&self, listed: Result<Vec<Arc<Model>>, RpcError>) {
+        let before = &mut *self.problem.lock().expect("no holder panics");
+        match listed {
+            Ok(models) => {
+                if before.take().is_some() || self.is_empty() {
+                    info!(models = models.len(), "the classifier answered");
                 }
-                // What was known stays known: the classifier may be restarting.
-                Err(error) => {
-                    if !self.is_empty() {
-                        warn!(reason = error.reason, "no classifier lists its models: {error}");
-                    }
-                    tokio::time::sleep(if self.is_empty() { RETRY } else { REFRESH }).await;
+                self.models.store(Arc::new(models));
+            }
+            Err(error) => {
+                let same = before.as_ref().is_some_and(|before| {
+                    (before.code, &before.reason, &before.message)
+                        == (error.code, &error.reason, &error.message)
+                });
+                if !same {
+                    warn!(reason = error.reason, "no classifier lists its models: {}", explain(&error));
                 }
+                *before = Some(error);
             }
         }
     }
+}
+
+/// What went wrong, and the way out where it is known.
+fn explain(error: &RpcError) -> String {
+    let hint = match error.code {
+        Code::Unauthenticated | Code::PermissionDenied => {
+            "; a classifier that asks for tokens needs `auth.service_token_file` to be set here"
+        }
+        _ => "",
+    };
+    format!("{} ({}){hint}", error.message, error.reason)
 }
 
 async fn list(endpoints: &Endpoints) -> Result<Vec<Arc<Model>>, RpcError> {
@@ -119,4 +152,52 @@ async fn list(endpoints: &Endpoints) -> Result<Vec<Arc<Model>>, RpcError> {
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use sightline_mesh::server::{Lifecycle, Server, bind};
+    use tonic::service::Routes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn while_no_model_is_known_the_reason_is() {
+        let listener = bind("test", ([127, 0, 0, 1], 0).into()).await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap());
+        let server = Server {
+            name: "no classifier",
+            listener,
+            routes: Routes::default(),
+            service_names: vec![],
+            web: None,
+            drain_timeout: TIMEOUT,
+        };
+        tokio::spawn(server.run(Lifecycle::default()));
+        let directory = Directory::default();
+        assert_eq!(directory.problem(), None);
+        let endpoints = Endpoints::new("classifier", &[uri], &HashMap::new()).unwrap();
+        let asking = directory.keep_fresh(&endpoints);
+        let noted = async {
+            while directory.problem().is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = asking => {}
+            () = noted => {}
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+        }
+        assert!(directory.problem().unwrap().contains("(UNIMPLEMENTED)"), "{:?}", directory.problem());
+        directory.note(Err(RpcError::new(Code::Unauthenticated, "TOKEN_MISSING", "a token is required")));
+        assert_eq!(
+            directory.problem().unwrap(),
+            "a token is required (TOKEN_MISSING); a classifier that asks for tokens needs \
+             `auth.service_token_file` to be set here"
+        );
+        directory.note(Ok(vec![]));
+        assert_eq!(directory.problem(), None);
+    }
 }

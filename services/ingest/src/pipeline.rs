@@ -110,7 +110,8 @@ impl Pipeline {
     /// A text for operators.
     pub fn ready(&self) -> Result<(), String> {
         if self.models.is_empty() || self.classifier.open_streams() == 0 {
-            return Err("ingest: no classifier has answered yet".into());
+            let why = self.models.problem().map_or(String::new(), |problem| format!(": {problem}"));
+            return Err(format!("ingest: no classifier has answered yet{why}"));
         }
         Ok(())
     }
