@@ -26,10 +26,11 @@ pub struct Scored {
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// BLAKE3 over the tenant, the model's digest and the encoded image, each with its length before it.
-    pub fn new(tenant: &str, model_digest: &str, image: &[u8]) -> Self {
+    /// BLAKE3 over the tenant, the model's name and digest and the encoded image, each with its length before it. The
+    /// name, because two manifests may give one file other classes or another input.
+    pub fn new(tenant: &str, model: &str, model_digest: &str, image: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new();
-        for part in [tenant.as_bytes(), model_digest.as_bytes(), image] {
+        for part in [tenant.as_bytes(), model.as_bytes(), model_digest.as_bytes(), image] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
@@ -117,7 +118,7 @@ mod tests {
     async fn twins_share_one_inference() {
         let cache = Cache::new(100, LONG);
         let runs = Arc::new(AtomicUsize::new(0));
-        let key = Key::new("t", "m", b"image");
+        let key = Key::new("t", "m@1", "d", b"image");
         let asks = (0..50).map(|_| {
             let (cache, runs) = (cache.clone(), Arc::clone(&runs));
             tokio::spawn(async move {
@@ -139,7 +140,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_first_caller_out_of_time_does_not_fail_its_twin() {
         let cache = Cache::new(100, LONG);
-        let key = Key::new("t", "m", b"image");
+        let key = Key::new("t", "m@1", "d", b"image");
         let hurried = {
             let cache = cache.clone();
             tokio::spawn(async move {
@@ -159,8 +160,14 @@ mod tests {
 
     #[test]
     fn keys_keep_tenants_models_and_images_apart() {
-        let key = Key::new("a", "b", b"c");
-        for other in [Key::new("ab", "", b"c"), Key::new("a", "bc", b""), Key::new("x", "b", b"c")] {
+        let key = Key::new("a", "m@1", "b", b"c");
+        for other in [
+            Key::new("ab", "m@1", "", b"c"),
+            Key::new("a", "m@1", "bc", b""),
+            Key::new("x", "m@1", "b", b"c"),
+            Key::new("a", "m@2", "b", b"c"),
+            Key::new("a", "m@", "1b", b"c"),
+        ] {
             assert_ne!(key, other);
         }
     }

@@ -153,7 +153,7 @@ impl Pipeline {
         self.limiter.admit(&frame, caller, deadline).await?;
         stages.admit = Some(since.elapsed());
 
-        let key = Key::new(caller.tenant(), &model.digest, &frame.image);
+        let key = Key::new(caller.tenant(), &model.name, &model.digest, &frame.image);
         let measured = std::sync::Mutex::new(Stages::default());
         let classify = || async {
             let (scored, took) = self.score(&frame, &model, &held, deadline).await?;
