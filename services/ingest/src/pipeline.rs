@@ -121,7 +121,7 @@ impl Pipeline {
         self.recorder.finish(deadline).await;
     }
 
-    /// Takes one frame the whole way.
+    /// Takes one frame the whole way. `held`: its bytes were charged already, with those of its batch.
     ///
     /// # Errors
     /// [`IngestError`]; counted by its reason.
@@ -129,24 +129,34 @@ impl Pipeline {
     pub async fn classify(
         &self,
         frame: Frame,
+        held: Option<Held>,
         caller: &Caller,
         deadline: Deadline,
     ) -> Result<Verdict, IngestError> {
-        let verdict = self.way(frame, caller, deadline).await;
+        let verdict = self.way(frame, held, caller, deadline).await;
         if let Err(error) = &verdict {
             events::failed(&RpcError::from(error.clone()).reason);
         }
         verdict
     }
 
-    async fn way(&self, frame: Frame, caller: &Caller, deadline: Deadline) -> Result<Verdict, IngestError> {
+    async fn way(
+        &self,
+        frame: Frame,
+        held: Option<Held>,
+        caller: &Caller,
+        deadline: Deadline,
+    ) -> Result<Verdict, IngestError> {
         let arrived = Instant::now();
         if deadline.passed() {
             return Err(RpcError::deadline("arriving").into());
         }
         picture::recognise(&frame.image)?;
         let model = self.models.find(&frame.model)?;
-        let held = self.hold(frame.image.len())?;
+        let held = match held {
+            Some(held) => held,
+            None => self.hold(frame.image.len())?,
+        };
         let mut stages = Stages::default();
 
         let since = Instant::now();
@@ -192,7 +202,11 @@ impl Pipeline {
         Ok((scored, stages))
     }
 
-    fn hold(&self, bytes: usize) -> Result<Held, IngestError> {
+    /// Charges bytes of images that are in memory.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    pub fn hold(&self, bytes: usize) -> Result<Held, IngestError> {
         let count = u32::try_from(bytes).map_err(|_| IngestError::Overloaded)?;
         let charged = Arc::clone(&self.bytes_in_flight).try_acquire_many_owned(count);
         Ok(Arc::new(charged.map_err(|_| IngestError::Overloaded)?))

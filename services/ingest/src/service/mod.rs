@@ -1,18 +1,19 @@
 //! The protocol of the public edge: converts, calls the pipeline, maps errors.
 
+mod batch;
 mod stream;
 mod streams;
 
 use std::{pin::Pin, sync::Arc};
 
+use batch::Batch;
 use sightline_mesh::{Deadline, RpcError, auth::Claims, server::Lifecycle};
 use sightline_proto::ingest::{
     ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse, ClassifyStreamRequest,
-    ClassifyStreamResponse, Frame as WireFrame, classify_batch_response::Result as BatchResult,
-    ingest_service_server::IngestService,
+    ClassifyStreamResponse, Frame as WireFrame, ingest_service_server::IngestService,
 };
 use streams::OpenStreams;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming, transport::server::TcpConnectInfo};
 
@@ -67,7 +68,7 @@ impl IngestService for Service {
     ) -> Result<Response<ClassifyResponse>, Status> {
         let (caller, deadline) = (caller(&request), self.deadline(&request));
         let frame = self.check(request.into_inner().frame, &caller)?;
-        let verdict = self.pipeline.classify(frame, &caller, deadline).await?;
+        let verdict = self.pipeline.classify(frame, None, &caller, deadline).await?;
         Ok(Response::new(ClassifyResponse { verdict: Some(verdict) }))
     }
 
@@ -87,35 +88,12 @@ impl IngestService for Service {
             }
             _ => {}
         }
+        // All of them are in memory now, and stay there until the last one has been dealt with.
+        let bytes = frames.iter().map(|frame| frame.image.len()).sum();
+        let held = self.pipeline.hold(bytes).inspect_err(count)?;
         let (answers, receiver) = mpsc::channel(config.batch_concurrency);
-        let places = Arc::new(Semaphore::new(config.batch_concurrency));
-        let service = self.clone();
-        tokio::spawn(async move {
-            for (index, wire) in frames.into_iter().enumerate() {
-                let place = tokio::select! {
-                    place = Arc::clone(&places).acquire_owned() => place,
-                    () = answers.closed() => break,
-                };
-                let (service, caller, answers) = (service.clone(), caller.clone(), answers.clone());
-                tokio::spawn(async move {
-                    let work = async {
-                        let frame = service.check(Some(wire), &caller)?;
-                        service.pipeline.classify(frame, &caller, deadline).await
-                    };
-                    let result = tokio::select! {
-                        result = work => result,
-                        () = answers.closed() => return,
-                    };
-                    let result = match result {
-                        Ok(verdict) => BatchResult::Verdict(verdict),
-                        Err(error) => BatchResult::Error(RpcError::from(error).into()),
-                    };
-                    let answer = ClassifyBatchResponse { index: index as u32, result: Some(result) };
-                    answers.send(Ok(answer)).await.ok();
-                    drop(place);
-                });
-            }
-        });
+        let pipeline = Arc::clone(&self.pipeline);
+        tokio::spawn(Batch { pipeline, caller, deadline, held, answers }.run(frames));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 

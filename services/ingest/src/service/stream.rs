@@ -146,7 +146,7 @@ impl Conversation {
             let work = async {
                 let frame =
                     Frame::check(said.frame, Some(&hello), &caller, pipeline.config()).inspect_err(count)?;
-                pipeline.classify(frame, &caller, deadline).await
+                pipeline.classify(frame, None, &caller, deadline).await
             };
             // A client that is gone waits for nothing.
             let outcome = tokio::select! {
