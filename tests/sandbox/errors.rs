@@ -148,6 +148,10 @@ async fn a_message_beyond_the_transport_s_limit_has_a_reason_too() {
     let (code, reason, message) = seen(&status);
     assert_eq!((code, reason.as_str()), (Code::OutOfRange, "MESSAGE_TOO_LARGE"));
     assert!(message.contains("the limit is"), "{message}");
+    let (mut talk, _) = crate::stream::open(mesh.ingest().await, "ada").await;
+    talk.say.send(crate::stream::frame(1, vec![0xff; 4 << 20])).await.unwrap();
+    let (code, reason, _) = seen(&talk.hear.message().await.unwrap_err());
+    assert_eq!((code, reason.as_str()), (Code::OutOfRange, "MESSAGE_TOO_LARGE"));
     assert!(mesh.classify(frames::jpeg(1, 64)).await.is_ok());
     mesh.stop().await;
 }
@@ -200,6 +204,25 @@ async fn too_many_bytes_at_once_are_refused_with_a_time_to_retry() {
     assert_eq!(seen(&status).1, "OVERLOADED");
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_charged_with_all_its_images_at_once() {
+    let mesh = MeshSandbox::start_with(|config| {
+        config.ingest.max_bytes_in_flight = sightline_config::ByteSize(10_000);
+        config.ingest.batch_concurrency = 1;
+    })
+    .await;
+    let frames: Vec<_> = (0..4).map(|seed| with_image(frames::png(seed, 60))).collect();
+    let bytes: usize = frames.iter().map(|frame| frame.image.len()).sum();
+    assert!(bytes > 10_000 && frames.iter().all(|frame| frame.image.len() < 5_000), "{bytes}");
+    let mut client = mesh.ingest().await;
+    let status = client.classify_batch(ClassifyBatchRequest { frames: frames.clone() }).await.unwrap_err();
+    assert_eq!((status.code(), seen(&status).1), (Code::ResourceExhausted, "OVERLOADED".into()));
+    let fits = ClassifyBatchRequest { frames: frames[..1].to_vec() };
+    let mut answers = client.classify_batch(fits).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
     mesh.stop().await;
 }
 

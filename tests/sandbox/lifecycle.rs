@@ -16,7 +16,8 @@ use crate::stream::{frame, open};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
-    let mesh = MeshSandbox::start().await;
+    // Two at a time: when the stop comes, frames have been sent that were not read.
+    let mesh = MeshSandbox::start_with(|config| config.ingest.stream_in_flight = 2).await;
     let mut health = HealthClient::new(mesh.channel(Role::Ingest).await);
     let service = "sightline.ingest.v1.IngestService".to_owned();
     let mut watch = health.watch(HealthCheckRequest { service }).await.unwrap().into_inner();
@@ -30,16 +31,26 @@ async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
     let mut answered =
         usize::from(matches!(talk.hear.message().await.unwrap().unwrap().message, Some(Hear::Verdict(_))));
     let stopping = tokio::spawn(mesh.stop_keeping_files());
-    let mut told = false;
+    let (mut told, mut turned_away) = (false, 0);
     while let Some(heard) = talk.hear.message().await.unwrap() {
         match heard.message.unwrap() {
             Hear::Verdict(_) => answered += 1,
             Hear::Drain(_) => told = true,
+            Hear::Error(answer) => {
+                let error = answer.error.unwrap();
+                assert_eq!(
+                    (error.code, error.reason.as_str()),
+                    (tonic::Code::Unavailable as i32, "DRAINING")
+                );
+                turned_away += 1;
+            }
             other => panic!("{other:?}"),
         }
     }
     assert!(told, "the stream was not told");
     assert!(answered > 0);
+    assert!(turned_away > 0, "all frames were read before the stop: this showed nothing");
+    assert_eq!(answered + turned_away, 20, "a frame was left without a word");
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     drop((watch, health, talk));
     let folder = tokio::time::timeout(Duration::from_secs(20), stopping).await.unwrap().unwrap();
@@ -48,6 +59,21 @@ async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
     let again = MeshSandbox::start_with(|config| config.node.data_dir = folder.path().join("data")).await;
     assert_eq!(again.counted().await as usize, answered);
     again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_has_not_said_hello_hears_of_a_stop() {
+    let mesh = MeshSandbox::start().await;
+    let mut client = mesh.ingest().await;
+    let (_say, receiver) = tokio::sync::mpsc::channel(1);
+    let silent = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut hear = client.classify_stream(silent).await.unwrap().into_inner();
+    let stopping = tokio::spawn(mesh.stop());
+    let heard = tokio::time::timeout(Duration::from_secs(5), hear.message()).await.unwrap();
+    let (code, reason, _) = crate::errors::seen(&heard.unwrap_err());
+    assert_eq!((code, reason.as_str()), (tonic::Code::Unavailable, "DRAINING"));
+    drop((hear, client));
+    tokio::time::timeout(Duration::from_secs(20), stopping).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

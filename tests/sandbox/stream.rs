@@ -155,6 +155,8 @@ async fn a_user_has_three_streams_and_a_closed_one_makes_room() {
     let mut refused = client.classify_stream(tokio_stream::iter([hello("ada")])).await.unwrap().into_inner();
     let status = refused.message().await.unwrap_err();
     assert_eq!(crate::errors::seen(&status).1, "TOO_MANY_STREAMS");
+    let retry = tonic_types::StatusExt::get_details_retry_info(&status);
+    assert!(retry.unwrap().retry_delay.is_some());
     open_streams.pop();
     eventually!({
         let mut stream =

@@ -88,6 +88,16 @@ impl RpcError {
         self
     }
 
+    /// Reads what our own server's transport says of a message that a client sent: one over the size limit has a reason
+    /// like every other error (P8).
+    pub fn from_inbound(status: &Status) -> Self {
+        let mut error = Self::from_status(status);
+        if status.code() == Code::OutOfRange && status.details().is_empty() {
+            error.reason = reason::MESSAGE_TOO_LARGE.to_owned();
+        }
+        error
+    }
+
     /// Reads an error back from a status another service of ours sent. A status without our details keeps its code
     /// and gets the code's name as its reason.
     pub fn from_status(status: &Status) -> Self {

@@ -10,10 +10,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{info, warn};
 
-use crate::{
-    error::{RpcError, reason},
-    health::HealthRegistry,
-};
+use crate::{error::RpcError, health::HealthRegistry};
 
 /// What one connection may hold of the server's memory before a call has been read (HTTP/2 flow control).
 #[derive(Debug, Clone, Copy)]
@@ -202,8 +199,7 @@ async fn serve(
 fn explain(response: http::Response<Body>) -> http::Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() == Code::OutOfRange && status.details().is_empty() => {
-            Status::from(RpcError::new(Code::OutOfRange, reason::MESSAGE_TOO_LARGE, status.message()))
-                .into_http()
+            Status::from(RpcError::from_inbound(&status)).into_http()
         }
         _ => response,
     }

@@ -1,8 +1,8 @@
 //! One `ClassifyStream`: hello and welcome, frames in any number up to the agreed one, answers as they are ready.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use sightline_mesh::{Deadline, RpcError, server::Lifecycle};
+use sightline_mesh::{Deadline, RpcError, reason, server::Lifecycle};
 use sightline_proto::ingest::{
     ClassifyStreamRequest, ClassifyStreamResponse, Drain, Hello, StreamError, StreamFrame, StreamVerdict,
     Welcome, classify_stream_request::Message as Said, classify_stream_response::Message as Answer,
@@ -11,7 +11,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
 };
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
 use super::{count, streams::OpenStreams};
@@ -26,6 +26,10 @@ use crate::{
 /// Answers that are no verdicts: welcome, heartbeat, drain.
 const CONTROL_BUFFER: usize = 8;
 
+/// How long a stream is read after its client was told that the server stops: the notice takes its way there, and what
+/// was sent before it arrived takes the way back. At most half of `ingest.drain_timeout`.
+const DRAIN_READING: Duration = Duration::from_secs(1);
+
 type Answers = mpsc::Sender<Result<ClassifyStreamResponse, Status>>;
 
 /// A channel that always has room for the answers of the frames in flight.
@@ -33,6 +37,14 @@ pub(super) fn channel(
     config: &IngestConfig,
 ) -> (Answers, mpsc::Receiver<Result<ClassifyStreamResponse, Status>>) {
     mpsc::channel(config.stream_in_flight + CONTROL_BUFFER)
+}
+
+fn draining() -> RpcError {
+    RpcError::new(
+        Code::Unavailable,
+        reason::DRAINING,
+        "the server is stopping: send it again on a new stream",
+    )
 }
 
 /// One client's stream.
@@ -70,7 +82,11 @@ impl Conversation {
         inbound: &mut Streaming<ClassifyStreamRequest>,
         streams: &OpenStreams,
     ) -> Result<(), IngestError> {
-        let Some(first) = self.next(inbound).await? else { return Ok(()) };
+        let first = tokio::select! {
+            first = self.next(inbound) => first?,
+            () = self.lifecycle.draining() => return Err(draining().into()),
+        };
+        let Some(first) = first else { return Ok(()) };
         let Some(Said::Hello(hello)) = first.message else {
             return Err(IngestError::StreamProtocol("the first one must be hello"));
         };
@@ -81,16 +97,21 @@ impl Conversation {
         self.welcome().await;
         let everyone = self.pipeline.config().stream_in_flight as u32;
         loop {
-            // Not reading is the backpressure: HTTP/2 flow control holds the client back.
-            let Some(place) = self.place().await else { break };
-            let said = tokio::select! {
-                said = self.next(inbound) => said?,
+            let heard = async {
+                // Not reading is the backpressure: HTTP/2 flow control holds the client back.
+                let place = self.place().await?;
+                Some((place, self.next(inbound).await))
+            };
+            let heard = tokio::select! {
+                heard = heard => heard,
                 () = self.lifecycle.draining() => {
                     self.drain().await;
+                    self.turn_away(inbound).await;
                     break;
                 }
             };
-            match said.map(|said| said.message) {
+            let Some((place, said)) = heard else { break };
+            match said?.map(|said| said.message) {
                 Some(Some(Said::Frame(frame))) => self.classify(frame, &hello, place),
                 Some(Some(Said::Heartbeat(beat))) => self.say(Answer::Heartbeat(beat)).await,
                 Some(Some(Said::Hello(_))) => {
@@ -103,6 +124,26 @@ impl Conversation {
         // Every frame that was taken is answered before the stream ends; each has a deadline of its own.
         self.places.acquire_many(everyone).await.ok();
         Ok(())
+    }
+
+    /// Answers the frames that were sent before the client could know of the drain: none is left without a word.
+    async fn turn_away(&self, inbound: &mut Streaming<ClassifyStreamRequest>) {
+        let refuse = async {
+            while let Ok(Some(said)) = inbound.message().await {
+                match said.message {
+                    Some(Said::Frame(frame)) => {
+                        let error = draining();
+                        events::failed(&error.reason);
+                        self.say(Answer::Error(StreamError { id: frame.id, error: Some(error.into()) }))
+                            .await;
+                    }
+                    Some(Said::Heartbeat(beat)) => self.say(Answer::Heartbeat(beat)).await,
+                    Some(Said::Hello(_)) | None => {}
+                }
+            }
+        };
+        let time = DRAIN_READING.min(self.pipeline.config().drain_timeout.0 / 2);
+        tokio::time::timeout(time, refuse).await.ok();
     }
 
     /// The next message within the idle time; `None` at the client's end of the stream or when it is gone.
@@ -119,7 +160,7 @@ impl Conversation {
                     tracing::debug!(code = ?status.code(), "the client is gone");
                     return Ok(None);
                 }
-                Ok(Err(status)) => return Err(RpcError::from_status(&status).into()),
+                Ok(Err(status)) => return Err(RpcError::from_inbound(&status).into()),
                 // Not idle while answers are owed: the client waits for us.
                 Err(_) if self.places.available_permits() + 1 < self.pipeline.config().stream_in_flight => {
                     tokio::time::sleep(idle / 10).await;
