@@ -112,6 +112,16 @@ impl RpcError {
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }
     }
+
+    /// Why a stream of messages cannot be read further, as its sender is told: the transport's own refusal of a message
+    /// over the size limit gets a reason like every other error.
+    pub fn from_inbound(status: &Status) -> Self {
+        let mut error = Self::from_status(status);
+        if status.code() == Code::OutOfRange && status.details().is_empty() {
+            error.reason = reason::MESSAGE_TOO_LARGE.to_owned();
+        }
+        error
+    }
 }
 
 /// A code as the reason of last resort: `ResourceExhausted` is `RESOURCE_EXHAUSTED`.
@@ -173,5 +183,14 @@ mod tests {
     #[test]
     fn a_foreign_status_gets_its_code_as_the_reason() {
         assert_eq!(RpcError::from_status(&Status::resource_exhausted("x")).reason, "RESOURCE_EXHAUSTED");
+    }
+
+    #[test]
+    fn a_message_that_the_transport_refuses_gets_a_reason() {
+        let large = RpcError::from_inbound(&Status::out_of_range("10 bytes, the limit is 5 bytes"));
+        assert_eq!((large.code, large.reason.as_str()), (Code::OutOfRange, reason::MESSAGE_TOO_LARGE));
+        let ours = RpcError::new(Code::OutOfRange, "OURS", "x");
+        assert_eq!(RpcError::from_inbound(&Status::from(ours.clone())), ours);
+        assert_eq!(RpcError::from_inbound(&Status::internal("cannot be read")).reason, "INTERNAL");
     }
 }

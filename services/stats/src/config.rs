@@ -15,6 +15,9 @@ pub enum Durability {
     Power,
 }
 
+/// What [`crate::MAX_REQUEST_BYTES`] is made for, and what `stats.proto` promises.
+const MAX_BATCH_EVENTS: usize = 5_000;
+
 sightline_config::settings! {
     /// The stats service: counts finished frames, exactly once each, and answers questions about them.
     pub struct StatsConfig in "stats" {
@@ -56,7 +59,7 @@ sightline_config::settings! {
         pub durability: Durability = Durability::Power,
         /// SQLite's page cache of the writer. The index of event ids is read at random when ids are random.
         pub cache_size: ByteSize = ByteSize::mib(64),
-        /// Events in one batch at most. The protocol says 5,000: more makes messages over 4 MiB likely.
+        /// Events in one batch at most: 1 to 5,000, which is what the protocol allows and the largest message is made for.
         pub max_batch_events: usize = 5_000,
         /// A group commit closes when it holds this many events: enough to make the commit itself cheap, few enough
         /// that it takes about a tenth of a second.
@@ -101,6 +104,13 @@ impl StatsConfig {
             if value == 0 {
                 return Err(format!("`stats.{key}` must be at least 1"));
             }
+        }
+        if self.max_batch_events > MAX_BATCH_EVENTS {
+            return Err(format!(
+                "`stats.max_batch_events` ({}) must be at most {MAX_BATCH_EVENTS}: larger batches would not fit into the \
+                 largest message",
+                self.max_batch_events
+            ));
         }
         if self.queue_events < self.max_batch_events {
             return Err(format!(
@@ -150,6 +160,8 @@ mod tests {
         assert_eq!(StatsConfig::default().validate(), Ok(()));
         let bad = StatsConfig { queue_events: 10, ..StatsConfig::default() };
         assert!(bad.validate().unwrap_err().contains("`stats.queue_events` (10)"));
+        let bad = StatsConfig { max_batch_events: 5_001, ..StatsConfig::default() };
+        assert!(bad.validate().unwrap_err().contains("`stats.max_batch_events` (5001) must be at most 5000"));
         let bad = StatsConfig { query_threads: 0, ..StatsConfig::default() };
         assert_eq!(bad.validate().unwrap_err(), "`stats.query_threads` must be at least 1");
         let bad = StatsConfig { raw_retention: HumanDuration::from_secs(3600), ..StatsConfig::default() };

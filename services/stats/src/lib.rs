@@ -40,7 +40,7 @@ use store::{
     sqlite::{OpenError, SqliteStore},
 };
 
-/// The largest message that keeps to the limits of `max_batch_events = 5000`: give it to
+/// The largest message that keeps to the limits of `max_batch_events`, which is at most 5,000: give it to
 /// `StatsServiceServer::max_decoding_message_size`. (5,000 events of five names of 128 characters of up to 4 bytes.)
 pub const MAX_REQUEST_BYTES: usize = 16 << 20;
 

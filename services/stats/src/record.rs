@@ -1,15 +1,16 @@
 //! One `Record` stream: several batches in flight, each answered when it is committed.
 
-use std::{future::Future, sync::Arc, time::SystemTime};
-
-use futures_util::{
-    Stream, StreamExt,
-    stream::{FuturesUnordered, TryStreamExt},
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
-use sightline_mesh::{Deadline, RpcError, auth::Claims, server::Lifecycle};
+
+use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
+use sightline_mesh::{Deadline, RpcError, auth::Claims, reason, server::Lifecycle};
 use sightline_proto::stats::{Acknowledged, RecordRequest, RecordResponse, record_response};
-use tokio::sync::mpsc;
-use tonic::Status;
+use tokio::{sync::mpsc, time::Instant};
+use tonic::{Code, Status};
 use tracing::debug;
 
 use crate::{error::StatsError, intake::Intake, store::Store};
@@ -20,55 +21,73 @@ pub(crate) struct Recorder {
     pub store: Arc<dyn Store>,
     pub intake: Intake,
     pub max_in_flight: usize,
+    pub drain_timeout: Duration,
     pub lifecycle: Lifecycle,
 }
 
-/// Why no more batches are read.
-enum End {
-    /// The caller finished or went away, or we drain.
-    Clean,
-    Deadline,
-}
+type Answers = mpsc::Sender<Result<RecordResponse, Status>>;
 
 impl Recorder {
-    /// Reads batches until the caller ends, the deadline passes or the service drains; answers all it read.
+    /// Reads batches until the caller ends, its stream breaks, the deadline passes or the service drains; answers all
+    /// it read. A reader that takes no answers holds this up to the deadline, or through a drain, and no longer.
     pub(crate) async fn run(
         self,
         inbound: impl Stream<Item = Result<RecordRequest, Status>> + Unpin,
         claims: Option<Claims>,
         deadline: Deadline,
-        answers: mpsc::Sender<Result<RecordResponse, Status>>,
+        answers: Answers,
     ) {
-        // A stream that broke has no more to read; there is nobody to tell.
-        let mut inbound = inbound.inspect_err(|status| debug!(%status, "a record stream broke")).fuse();
+        // A place kept for the status at the end: a reader that lags must not take a failure for a clean end.
+        let Ok(last) = answers.clone().reserve_owned().await else { return };
+        if let Err(status) = self.serve(inbound, claims, deadline, &answers).await {
+            last.send(Err(status));
+        }
+    }
+
+    async fn serve(
+        self,
+        inbound: impl Stream<Item = Result<RecordRequest, Status>> + Unpin,
+        claims: Option<Claims>,
+        deadline: Deadline,
+        answers: &Answers,
+    ) -> Result<(), Status> {
+        let mut inbound = inbound.fuse();
         let mut in_flight = FuturesUnordered::new();
-        let end = loop {
+        // The answer that waits for a place among the answers; meanwhile the other arms still run.
+        let mut answer = None;
+        let (mut reading, mut draining) = (true, false);
+        let (mut until, mut late) = (deadline.instant(), RpcError::deadline("recording"));
+        let mut end = Ok(());
+        while reading || answer.is_some() || !in_flight.is_empty() {
             tokio::select! {
                 // Answers first: they make room.
                 biased;
-                Some(answer) = in_flight.next() => {
-                    if answers.send(Ok(answer)).await.is_err() {
-                        return;
+                place = answers.reserve(), if answer.is_some() => match (place, answer.take()) {
+                    (Ok(place), Some(answer)) => place.send(Ok(answer)),
+                    // The caller is gone: there is nobody to tell.
+                    _ => return Ok(()),
+                },
+                Some(next) = in_flight.next(), if answer.is_none() => answer = Some(next),
+                // What is not yet answered may be stored; sent again, it counts once.
+                () = tokio::time::sleep_until(until) => return Err(late.into()),
+                () = self.lifecycle.draining(), if !draining => {
+                    (reading, draining) = (false, true);
+                    let drained = Instant::now() + self.drain_timeout;
+                    if drained < until {
+                        (until, late) = (drained, stopping());
                     }
                 }
-                () = tokio::time::sleep_until(deadline.instant()) => break End::Deadline,
-                () = self.lifecycle.draining() => break End::Clean,
-                batch = inbound.next(), if in_flight.len() < self.max_in_flight => match batch {
+                batch = inbound.next(), if reading && in_flight.len() < self.max_in_flight => match batch {
                     Some(Ok(batch)) => in_flight.push(self.record(batch, claims.clone())),
-                    Some(Err(_)) | None => break End::Clean,
+                    Some(Err(status)) => {
+                        debug!(%status, "a record stream broke");
+                        (reading, end) = (false, Err(RpcError::from_inbound(&status).into()));
+                    }
+                    None => reading = false,
                 },
             }
-        };
-        if let End::Deadline = end {
-            // The caller stops listening now. What is not yet answered may be stored; sent again, it counts once.
-            let _ = answers.send(Err(RpcError::deadline("recording").into())).await;
-            return;
         }
-        while let Some(answer) = in_flight.next().await {
-            if answers.send(Ok(answer)).await.is_err() {
-                return;
-            }
-        }
+        end
     }
 
     fn record(
@@ -92,5 +111,102 @@ impl Recorder {
             };
             RecordResponse { id, result: Some(result) }
         }
+    }
+}
+
+/// Says that a batch without an answer is to be sent to another server.
+fn stopping() -> RpcError {
+    RpcError::new(Code::Unavailable, reason::DRAINING, "the server is stopping")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        config::StatsConfig,
+        store::{Event, Hour, Page, Pruned, Query, Recorded, StoreError},
+    };
+
+    /// Stores at once.
+    #[derive(Debug)]
+    struct Quick;
+
+    #[tonic::async_trait]
+    impl Store for Quick {
+        async fn record(&self, _: Vec<Event>) -> Result<Recorded, StoreError> {
+            Ok(Recorded::default())
+        }
+        async fn query(&self, _: Query) -> Result<Page, StoreError> {
+            unreachable!("only records")
+        }
+        async fn prune(&self, _: Hour, _: usize) -> Result<Pruned, StoreError> {
+            unreachable!("only records")
+        }
+        async fn close(&self) {}
+    }
+
+    const DRAIN: Duration = Duration::from_secs(10);
+    /// Answers that fit before the reader must take one, without the place kept for the end.
+    const PLACES: usize = 2;
+
+    fn recorder(lifecycle: Lifecycle) -> Recorder {
+        let intake = Intake::new(&StatsConfig::default());
+        Recorder { store: Arc::new(Quick), intake, max_in_flight: 4, drain_timeout: DRAIN, lifecycle }
+    }
+
+    /// A caller that sends for ever.
+    fn batches() -> impl Stream<Item = Result<RecordRequest, Status>> + Unpin {
+        stream::iter((1..=100).map(|id| Ok(RecordRequest { id, events: vec![] }))).chain(stream::pending())
+    }
+
+    async fn ended(mut answers: mpsc::Receiver<Result<RecordResponse, Status>>) -> (usize, RpcError) {
+        let mut count = 0;
+        while let Some(answer) = answers.recv().await {
+            match answer {
+                Ok(_) => count += 1,
+                Err(status) => return (count, RpcError::from_status(&status)),
+            }
+        }
+        panic!("a clean end after {count} answers");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_no_answers_does_not_hold_a_stream_past_its_deadline() {
+        let (answers, unread) = mpsc::channel(PLACES + 1);
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let work = recorder(Lifecycle::default()).run(batches(), None, deadline, answers);
+        timeout(Duration::from_secs(6), work).await.expect("ends at its deadline");
+        let (count, error) = ended(unread).await;
+        assert_eq!((count, error.reason.as_str()), (PLACES, reason::DEADLINE_EXCEEDED));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_no_answers_does_not_hold_up_a_drain() {
+        let (answers, unread) = mpsc::channel(PLACES + 1);
+        let lifecycle = Lifecycle::default();
+        let deadline = Deadline::after(Duration::from_secs(3600));
+        let work = tokio::spawn(recorder(lifecycle.clone()).run(batches(), None, deadline, answers));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!work.is_finished(), "the caller may begin to read");
+        lifecycle.drain();
+        timeout(DRAIN * 2, work).await.expect("ends with the drain").unwrap();
+        let (count, error) = ended(unread).await;
+        assert_eq!((count, error.reason.as_str()), (PLACES, reason::DRAINING));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_breaks_has_its_batches_answered_and_then_an_error() {
+        let (answers, unread) = mpsc::channel(PLACES + 1);
+        let broken = stream::iter([
+            Ok(RecordRequest { id: 1, events: vec![] }),
+            Err(Status::out_of_range("20 bytes, the limit is 10 bytes")),
+        ]);
+        let deadline = Deadline::after(Duration::from_secs(5));
+        recorder(Lifecycle::default()).run(broken, None, deadline, answers).await;
+        let (count, error) = ended(unread).await;
+        assert_eq!((count, error.reason.as_str()), (1, reason::MESSAGE_TOO_LARGE));
     }
 }

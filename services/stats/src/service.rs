@@ -15,8 +15,8 @@ use crate::{config::StatsConfig, error::StatsError, intake::Intake, query, recor
 
 /// A record stream without a deadline stays open for as long as its connection; a timer needs some number.
 const LONGEST_STREAM: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Answers that wait to be sent; behind it, batches stay in flight and no new ones are read.
-const ANSWERS: usize = 16;
+/// Answers that wait to be sent, and the status at the end; behind it, batches stay in flight and no new ones are read.
+const ANSWERS: usize = 16 + 1;
 
 /// The service behind a port. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -25,6 +25,7 @@ pub struct Service {
     intake: Intake,
     max_in_flight: usize,
     query_timeout: Duration,
+    drain_timeout: Duration,
     lifecycle: Lifecycle,
 }
 
@@ -35,6 +36,7 @@ impl Service {
             intake: Intake::new(config),
             max_in_flight: config.max_in_flight_batches,
             query_timeout: config.query_timeout.0,
+            drain_timeout: config.drain_timeout.0,
             lifecycle,
         }
     }
@@ -58,6 +60,7 @@ impl StatsService for Service {
             store: Arc::clone(&self.store),
             intake: self.intake.clone(),
             max_in_flight: self.max_in_flight,
+            drain_timeout: self.drain_timeout,
             lifecycle: self.lifecycle.clone(),
         };
         let (answers, outbound) = mpsc::channel(ANSWERS);

@@ -36,7 +36,7 @@ struct Running {
     client: StatsServiceClient<Channel>,
     lifecycle: Lifecycle,
     served: JoinHandle<()>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 async fn start(config: StatsConfig) -> Running {
@@ -61,7 +61,7 @@ async fn start(config: StatsConfig) -> Running {
     });
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let client = StatsServiceClient::new(channel);
-    Running { client, lifecycle, served, _folder: folder }
+    Running { client, lifecycle, served, folder }
 }
 
 fn now() -> Option<prost_types::Timestamp> {
@@ -338,4 +338,19 @@ async fn a_stream_ends_at_its_deadline() {
     assert_eq!((error.code, error.reason.as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
     assert_eq!(error.message, "the deadline passed during: recording");
     drop(requests);
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_ends_the_stream_with_an_error_after_the_answers_before_it() {
+    let mut running = start(StatsConfig::default()).await;
+    let mut stream = record(&mut running.client).await;
+    let large = Event { user_id: "x".repeat(MAX_REQUEST_BYTES + 1), ..event(0) };
+    for (id, events) in [(1, vec![event(1)]), (2, vec![large])] {
+        stream.requests.send(RecordRequest { id, events }).await.unwrap();
+    }
+    let first = stream.answers.next().await.unwrap().unwrap();
+    assert_eq!((first.id, outcome(first)), (1, Ok((1, 0))));
+    let error = RpcError::from_status(&stream.answers.next().await.unwrap().unwrap_err());
+    assert_eq!((error.code, error.reason.as_str()), (Code::OutOfRange, "MESSAGE_TOO_LARGE"));
+    assert!(error.message.contains(&MAX_REQUEST_BYTES.to_string()), "{}", error.message);
 }
