@@ -79,7 +79,9 @@ sightline_config::settings! {
         /// A query is given up after this, or at its caller's earlier deadline.
         pub query_timeout: HumanDuration = HumanDuration::from_secs(30),
         /// How long event ids are remembered. Older events are refused, because they could count twice. An id takes
-        /// about 30 bytes.
+        /// about 30 bytes. What was forgotten stays forgotten: after the clock was ahead by more than this, or after
+        /// this was made longer, events from before the forgotten time get UNAVAILABLE (EVENT_TIME_FORGOTTEN) and wait
+        /// with their sender; the log says how to take them all the same.
         pub dedupe_window: HumanDuration = HumanDuration::from_secs(7 * 24 * 3600),
         /// How long a stop may take: read batches are committed and answered within it.
         pub drain_timeout: HumanDuration = HumanDuration::from_secs(10),

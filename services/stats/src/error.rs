@@ -11,6 +11,8 @@ use crate::store::StoreError;
 const RETRY_QUEUE_FULL: Duration = Duration::from_millis(250);
 /// A store that fails (disk full, locked) needs somebody or something to change.
 const RETRY_STORE_FAILED: Duration = Duration::from_secs(1);
+/// Ids forgotten too early need a person.
+const RETRY_FORGOTTEN: Duration = Duration::from_secs(30);
 
 /// Why a batch or a query was refused. Fields are named as in `stats.proto`.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -133,7 +135,7 @@ pub enum StatsError {
     /// `PAGE_TOKEN_INVALID`
     #[error("page_token is not from an answer to this request: {0}")]
     PageToken(&'static str),
-    /// `STATS_QUEUE_FULL`, `STORE_UNAVAILABLE`, `DRAINING`, or `EVENT_TOO_OLD`
+    /// `STATS_QUEUE_FULL`, `STORE_UNAVAILABLE`, `DRAINING`, or `EVENT_TIME_FORGOTTEN`
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -149,9 +151,7 @@ impl StatsError {
             Self::EventSource { .. } => (Invalid, "EVENT_SOURCE_INVALID"),
             Self::FieldTooLong { .. } => (Invalid, "FIELD_TOO_LONG"),
             Self::EventTime { .. } => (Invalid, "EVENT_TIME_INVALID"),
-            Self::EventTooOld { .. } | Self::Store(StoreError::Forgotten { .. }) => {
-                (Invalid, "EVENT_TOO_OLD")
-            }
+            Self::EventTooOld { .. } => (Invalid, "EVENT_TOO_OLD"),
             Self::Tenant { .. } => (PermissionDenied, "TENANT_MISMATCH"),
             Self::Time { .. } => (Invalid, "TIME_INVALID"),
             Self::TimeRange => (Invalid, "TIME_RANGE_EMPTY"),
@@ -162,6 +162,8 @@ impl StatsError {
             Self::PageSize { .. } => (Invalid, "PAGE_SIZE_TOO_LARGE"),
             Self::PageToken(_) => (Invalid, "PAGE_TOKEN_INVALID"),
             Self::Store(StoreError::QueueFull { .. }) => (ResourceExhausted, "STATS_QUEUE_FULL"),
+            // The intake took its time, so it is the store that forgot too much: not the event's fault, and not for ever.
+            Self::Store(StoreError::Forgotten { .. }) => (Unavailable, "EVENT_TIME_FORGOTTEN"),
             Self::Store(StoreError::Closed) => (Unavailable, reason::DRAINING),
             Self::Store(StoreError::Failed(_)) => (Unavailable, "STORE_UNAVAILABLE"),
         }
@@ -172,9 +174,10 @@ impl From<StatsError> for RpcError {
     fn from(error: StatsError) -> Self {
         let (code, reason) = error.class();
         let message = match &error {
-            StatsError::Store(StoreError::Forgotten { index }) => {
-                StatsError::EventTooOld { index: *index }.to_string()
-            }
+            StatsError::Store(StoreError::Forgotten { index }) => format!(
+                "events[{index}].occurred_at lies in a time whose event ids the store has forgotten, though it is within \
+                 `stats.dedupe_window`: the server's clock was ahead, or the window was made longer; its log says more"
+            ),
             // The cause was logged where it happened; it is the operator's business.
             StatsError::Store(StoreError::Failed(_)) => {
                 "the statistics store failed; nothing was acknowledged, send it again later".into()
@@ -187,6 +190,7 @@ impl From<StatsError> for RpcError {
             StatsError::Store(StoreError::Failed(_) | StoreError::Closed) => {
                 rpc.retry_after(RETRY_STORE_FAILED)
             }
+            StatsError::Store(StoreError::Forgotten { .. }) => rpc.retry_after(RETRY_FORGOTTEN),
             _ => rpc,
         }
     }

@@ -1,8 +1,15 @@
 //! What the service counts and times: the one place with the names of its metrics.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use metrics::{counter, gauge, histogram};
+use tracing::error;
+
+/// A refusal that every sender repeats is logged this often.
+const SELDOM: Duration = Duration::from_secs(60);
 
 /// One group of batches was committed.
 pub(crate) fn committed(stored: u64, duplicates: u64, took: Duration) {
@@ -20,4 +27,21 @@ pub(crate) fn queue_depth(events: usize) {
 /// A query was answered.
 pub(crate) fn queried(took: Duration) {
     histogram!("stats_query_duration_seconds").record(took.as_secs_f64());
+}
+
+/// A batch was refused because the store forgot ids of a time that is still taken.
+pub(crate) fn forgotten() {
+    static LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
+    counter!("stats_forgotten_batches_total").increment(1);
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    if logged.is_none_or(|at| at.elapsed() >= SELDOM) {
+        *logged = Some(Instant::now());
+        error!(
+            "events are refused and wait with their senders: the store has forgotten event ids of a time that is within \
+             `stats.dedupe_window`. Either this host's clock was ahead by more than the window, or the window was made \
+             longer. Check the clock. To take the events, stop the service, lower `forgotten_before` (hours since 1970) \
+             in the database's table `state` to where the window begins, and start again: what was counted in that time \
+             and is sent once more then counts twice"
+        );
+    }
 }

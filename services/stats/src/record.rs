@@ -13,7 +13,12 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Status};
 use tracing::debug;
 
-use crate::{error::StatsError, intake::Intake, store::Store};
+use crate::{
+    error::StatsError,
+    events,
+    intake::Intake,
+    store::{Store, StoreError},
+};
 
 /// What a stream needs of its service.
 #[derive(Debug, Clone)]
@@ -102,6 +107,9 @@ impl Recorder {
                 Ok(events) => store.record(events).await.map_err(StatsError::from),
                 Err(error) => Err(error),
             };
+            if let Err(StatsError::Store(StoreError::Forgotten { .. })) = recorded {
+                events::forgotten();
+            }
             let result = match recorded {
                 Ok(recorded) => record_response::Result::Acknowledged(Acknowledged {
                     stored: recorded.stored,
@@ -127,7 +135,7 @@ mod tests {
     use super::*;
     use crate::{
         config::StatsConfig,
-        store::{Event, Hour, Page, Pruned, Query, Recorded, StoreError},
+        store::{Event, Hour, Page, Pruned, Query, Recorded},
     };
 
     /// Stores at once.

@@ -354,3 +354,25 @@ async fn a_message_over_the_limit_ends_the_stream_with_an_error_after_the_answer
     assert_eq!((error.code, error.reason.as_str()), (Code::OutOfRange, "MESSAGE_TOO_LARGE"));
     assert!(error.message.contains(&MAX_REQUEST_BYTES.to_string()), "{}", error.message);
 }
+
+#[tokio::test]
+async fn a_store_that_forgot_too_much_asks_for_patience_instead_of_refusing_for_good() {
+    let mut running = start(StatsConfig::default()).await;
+    let mut stream = record(&mut running.client).await;
+    assert_eq!(stream.ask(1, vec![event(1)]).await, Ok((1, 0)));
+    let database = rusqlite::Connection::open(running.folder.path().join("stats.db")).unwrap();
+    // As after a start with a clock that was a year ahead.
+    let hours = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 3600;
+    let forget = |before: u64| {
+        let changed = database.execute("UPDATE state SET forgotten_before = ?1", [before as i64]);
+        assert_eq!(changed, Ok(1));
+    };
+    forget(hours + 358 * 24);
+    let error = stream.ask(2, vec![event(2)]).await.unwrap_err();
+    assert_eq!((error.code, error.reason.as_str()), (Code::Unavailable, "EVENT_TIME_FORGOTTEN"));
+    assert!(error.retry_after.is_some());
+    assert!(error.message.contains("events[0].occurred_at"), "{}", error.message);
+    // As the log tells the operator to do.
+    forget(hours - 7 * 24);
+    assert_eq!(stream.ask(3, vec![event(2)]).await, Ok((1, 0)));
+}

@@ -175,7 +175,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// Dropping the future does not take the batch back: it may or may not be stored.
     ///
     /// # Errors
-    /// [`StoreError`]; the batch may be sent again, except after [`StoreError::Forgotten`].
+    /// [`StoreError`]; the batch may be sent again. After [`StoreError::Forgotten`] that helps only once somebody has
+    /// put the store right.
     async fn record(&self, events: Vec<Event>) -> Result<Recorded, StoreError>;
 
     /// Answers one page. Dropping the future stops the work.
