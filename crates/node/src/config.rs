@@ -68,6 +68,7 @@ impl NodeConfig {
     pub fn validate(&self) -> Result<(), String> {
         self.ingest.validate()?;
         self.policy.validate()?;
+        self.classifier.validate()?;
         self.ratelimiter.validate().map_err(|error| error.to_string())?;
         self.stats.validate()?;
         // Otherwise ingest would give a verdict that the statistics then refuse to count (P2).
@@ -105,5 +106,21 @@ mod tests {
             config.validate().unwrap_err(),
             "`stats.dedupe_window` must be at least 6days 1h: ingest takes frames that are up to 6days old"
         );
+    }
+
+    #[test]
+    fn every_section_with_rules_is_checked() {
+        assert_eq!(NodeConfig::default().validate(), Ok(()));
+        let change: [(&str, fn(&mut NodeConfig)); 3] = [
+            ("`classifier.stream_credits` (0)", |config| config.classifier.stream_credits = 0),
+            ("`stats.max_batch_events` (5001)", |config| config.stats.max_batch_events = 5_001),
+            ("`stats.query_threads`", |config| config.stats.query_threads = 0),
+        ];
+        for (setting, change) in change {
+            let mut config = NodeConfig::default();
+            change(&mut config);
+            let said = config.validate().unwrap_err();
+            assert!(said.starts_with(setting), "{said}");
+        }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use sightline_config::ByteSize;
 use sightline_mesh::{RpcError, reason};
+use sightline_proto::classifier::PixelFormat;
 use tonic::Code;
 
 use crate::backend::BackendError;
@@ -28,9 +30,19 @@ pub enum ClassifierError {
         /// "name@version".
         model: String,
     },
-    /// The encoding of the pixels is not known.
-    #[error("tensor.format: {0} is not a pixel format")]
-    PixelFormat(i32),
+    /// The pixels are encoded otherwise than the model's are.
+    #[error("tensor.format: {} where {model} takes {}", format_name(*got), expected.as_str_name())]
+    PixelFormat {
+        /// As sent.
+        got: i32,
+        /// What the model's manifest says.
+        expected: PixelFormat,
+        /// "name@version".
+        model: String,
+    },
+    /// Another tensor of the stream has this id and is not answered yet.
+    #[error("tensor.id: {0} is the id of a tensor that is not answered yet")]
+    IdReused(u64),
     /// The message is neither a tensor nor a cancellation.
     #[error("message: neither tensor nor cancel is set")]
     EmptyMessage,
@@ -64,7 +76,11 @@ impl From<ClassifierError> for RpcError {
         let (code, reason) = match &error {
             ClassifierError::ModelUnknown { .. } => (Code::NotFound, "MODEL_UNKNOWN"),
             ClassifierError::TensorSize { .. } => (Code::InvalidArgument, "TENSOR_SIZE"),
-            ClassifierError::PixelFormat(_) => (Code::InvalidArgument, "PIXEL_FORMAT_UNKNOWN"),
+            ClassifierError::PixelFormat { got, .. } => match PixelFormat::try_from(*got) {
+                Ok(PixelFormat::Unspecified) | Err(_) => (Code::InvalidArgument, "PIXEL_FORMAT_UNKNOWN"),
+                Ok(_) => (Code::InvalidArgument, "PIXEL_FORMAT_MISMATCH"),
+            },
+            ClassifierError::IdReused(_) => (Code::InvalidArgument, "TENSOR_ID_REUSED"),
             ClassifierError::EmptyMessage => (Code::InvalidArgument, "MESSAGE_EMPTY"),
             ClassifierError::QueueFull { .. } => (Code::ResourceExhausted, "QUEUE_FULL"),
             ClassifierError::Expired => (Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED),
@@ -77,6 +93,14 @@ impl From<ClassifierError> for RpcError {
             ClassifierError::QueueFull { .. } => rpc.retry_after(RETRY_FULL_QUEUE),
             _ => rpc,
         }
+    }
+}
+
+/// A format by its name in the proto, or what came in its place.
+fn format_name(format: i32) -> String {
+    match PixelFormat::try_from(format) {
+        Ok(format) => format.as_str_name().to_owned(),
+        Err(_) => format!("{format}, which is no pixel format,"),
     }
 }
 
@@ -103,6 +127,22 @@ pub enum StartError {
         model: String,
         /// What is wrong with it.
         source: BackendError,
+    },
+    /// One input is larger than a message may be.
+    #[error(
+        "model {model}: one input takes {input} bytes (`input.width`, `input.height` and `input.transport` in its \
+         model.toml), which does not fit into `classifier.max_message` ({limit}): set that to {needed} or more, or \
+         take the model out of `classifier.models`"
+    )]
+    InputTooLarge {
+        /// "name@version".
+        model: String,
+        /// Bytes of one input.
+        input: u64,
+        /// `classifier.max_message`.
+        limit: ByteSize,
+        /// The input and what goes with it.
+        needed: ByteSize,
     },
     /// Two models with the same name and version.
     #[error("`classifier.models` names {0} twice")]

@@ -9,11 +9,11 @@ use std::{
 };
 
 use sightline_model::manifest::{Manifest, Output};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::{
     backend::{Backend, BackendError, Executor},
-    error::ClassifierError,
+    error::{ClassifierError, StartError},
     events,
     pixels::{Scaling, softmax},
     queue::{Done, Entry, Queue},
@@ -38,32 +38,55 @@ pub(crate) struct Plan {
 }
 
 /// Starts `count` executors; each has loaded and tried its model when this returns. Gives the threads and the
-/// largest batch they take: `max_batch`, or when that is 0 the size the first executor measured as best.
+/// largest batch they take: `max_batch`, or when that is 0 the size the first executor measured as best. When one of
+/// them cannot start, those before it have ended.
 pub(crate) fn start(
     plan: &Arc<Plan>,
     count: usize,
     max_batch: usize,
-) -> Result<(Vec<JoinHandle<()>>, usize), crate::StartError> {
+) -> Result<(Vec<JoinHandle<()>>, usize), StartError> {
     let mut threads = Vec::with_capacity(count);
     let mut batch = max_batch;
     for index in 0..count {
-        let (ready, started) = mpsc::sync_channel(1);
-        let plan_here = Arc::clone(plan);
-        let handle = thread::Builder::new().name(format!("executor-{index}")).spawn(move || {
-            let mut worker = match Worker::new(plan_here, batch) {
-                Ok(worker) => worker,
-                Err(problem) => return drop(ready.send(Err(problem))),
-            };
-            if ready.send(Ok(worker.max_batch)).is_ok() {
-                worker.run();
+        match start_one(plan, index, batch) {
+            Ok((thread, size)) => {
+                threads.push(thread);
+                batch = size;
             }
-        })?;
-        let lost = || BackendError("the executor thread ended while it loaded the model".into());
-        let outcome = started.recv().unwrap_or_else(|_| Err(lost()));
-        batch = outcome.map_err(|source| crate::StartError::Backend { model: plan.name.clone(), source })?;
-        threads.push(handle);
+            Err(error) => {
+                plan.queue.close();
+                threads.into_iter().for_each(|thread| drop(thread.join()));
+                return Err(error);
+            }
+        }
     }
     Ok((threads, batch))
+}
+
+fn start_one(
+    plan: &Arc<Plan>,
+    index: usize,
+    max_batch: usize,
+) -> Result<(JoinHandle<()>, usize), StartError> {
+    let (ready, started) = mpsc::sync_channel(1);
+    let plan_here = Arc::clone(plan);
+    let thread = thread::Builder::new().name(format!("executor-{index}")).spawn(move || {
+        let mut worker = match Worker::new(plan_here, max_batch) {
+            Ok(worker) => worker,
+            Err(problem) => return drop(ready.send(Err(problem))),
+        };
+        if ready.send(Ok(worker.max_batch)).is_ok() {
+            worker.run();
+        }
+    })?;
+    let lost = || BackendError("the executor thread ended while it loaded the model".into());
+    match started.recv().unwrap_or_else(|_| Err(lost())) {
+        Ok(size) => Ok((thread, size)),
+        Err(source) => {
+            drop(thread.join());
+            Err(StartError::Backend { model: plan.name.clone(), source })
+        }
+    }
 }
 
 struct Worker {
@@ -91,10 +114,18 @@ impl Worker {
     fn calibrate(&mut self) -> Result<usize, BackendError> {
         let mut per_tensor = Vec::new();
         for size in BATCH_SIZES {
-            let mut fastest = Duration::MAX;
-            for _ in 0..CALIBRATION_RUNS {
-                fastest = fastest.min(self.measure(size)?);
-            }
+            let fastest = match self.fastest(size) {
+                Ok(fastest) => fastest,
+                // A device without the memory for this many, or a module of fixed sizes, serves what it can.
+                Err(problem) if size > 1 => {
+                    warn!(
+                        model = self.plan.name,
+                        size, "batches of this size fail and are not used: {problem}"
+                    );
+                    break;
+                }
+                Err(problem) => return Err(problem),
+            };
             per_tensor.push((size, fastest.as_secs_f64() / size as f64));
             // On a CPU larger batches only lose: stop looking once they do.
             if per_tensor.len() > 2 && per_tensor[per_tensor.len() - 1].1 > per_tensor[0].1 * WORTHWHILE {
@@ -107,11 +138,21 @@ impl Worker {
         Ok(chosen.map_or(1, |(size, _)| *size))
     }
 
+    fn fastest(&mut self, size: usize) -> Result<Duration, BackendError> {
+        let mut fastest = Duration::MAX;
+        for _ in 0..CALIBRATION_RUNS {
+            fastest = fastest.min(self.measure(size)?);
+        }
+        Ok(fastest)
+    }
+
     /// One run of grey pixels.
     fn measure(&mut self, size: usize) -> Result<Duration, BackendError> {
         let since = Instant::now();
         self.infer(size, &mut |pixels| pixels.fill(0.5))?;
-        Ok(since.elapsed())
+        let took = since.elapsed();
+        (0..size).try_for_each(|index| self.scores(index).map(drop))?;
+        Ok(took)
     }
 
     fn run(&mut self) {
@@ -123,37 +164,57 @@ impl Worker {
     }
 
     fn classify(&mut self, batch: Vec<Entry>) {
-        let size = batch.len();
         let since = Instant::now();
+        match self.attempt(&batch) {
+            Err(problem) if batch.len() > 1 => self.one_by_one(batch, &problem),
+            outcome => self.answer(batch, since, &outcome),
+        }
+    }
+
+    /// Runs what waits in `batch`; the scores are left in `output`.
+    fn attempt(&mut self, batch: &[Entry]) -> Result<(), BackendError> {
         let plan = Arc::clone(&self.plan);
         let mut fill = |values: &mut [f32]| {
             for (entry, values) in batch.iter().zip(values.chunks_exact_mut(plan.scaling.values())) {
                 plan.scaling.write(&entry.pixels, values);
             }
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.infer(size, &mut fill)))
-            .unwrap_or_else(|_| Err(BackendError("the executor panicked".into())));
-        let inference = since.elapsed();
-        events::batch_run(&self.plan.name, size, inference);
-        if let Err(problem) = &outcome {
-            error!(model = self.plan.name, size, "a batch failed: {problem}");
-        }
-        let classes = self.plan.manifest.classes.len();
-        for (index, entry) in batch.into_iter().enumerate() {
-            let result = match &outcome {
-                Ok(()) => Ok(Done {
-                    scores: self.output[index * classes..][..classes].to_vec(),
-                    queued: since.saturating_duration_since(entry.since),
-                    inference,
-                    batch_size: size,
-                }),
-                Err(problem) => Err(ClassifierError::Model(problem.clone())),
-            };
-            (entry.reply)(result);
+        catch_unwind(AssertUnwindSafe(|| self.infer(batch.len(), &mut fill)))
+            .unwrap_or_else(|_| Err(BackendError("the executor panicked".into())))
+    }
+
+    /// A batch failed as a whole: whatever made it fail must not cost the tensors beside it (P8).
+    fn one_by_one(&mut self, batch: Vec<Entry>, problem: &BackendError) {
+        let size = batch.len();
+        warn!(model = self.plan.name, size, "a batch failed and is run again one by one: {problem}");
+        for entry in batch {
+            match entry.futile() {
+                Some(why) => (entry.reply)(Err(why)),
+                None => self.classify(vec![entry]),
+            }
         }
     }
 
-    /// Runs what `fill` writes; leaves checked probabilities in `output`.
+    fn answer(&self, batch: Vec<Entry>, since: Instant, outcome: &Result<(), BackendError>) {
+        let (size, inference) = (batch.len(), since.elapsed());
+        if outcome.is_ok() {
+            events::batch_run(&self.plan.name, size, inference);
+        }
+        for (index, entry) in batch.into_iter().enumerate() {
+            let scores = outcome.clone().and_then(|()| self.scores(index));
+            if let Err(problem) = &scores {
+                error!(model = self.plan.name, size, "a tensor could not be classified: {problem}");
+            }
+            (entry.reply)(scores.map_err(ClassifierError::from).map(|scores| Done {
+                scores,
+                queued: since.saturating_duration_since(entry.since),
+                inference,
+                batch_size: size,
+            }));
+        }
+    }
+
+    /// Runs what `fill` writes; leaves as many rows in `output` as there are images.
     fn infer(&mut self, size: usize, fill: &mut dyn FnMut(&mut [f32])) -> Result<(), BackendError> {
         let classes = self.plan.manifest.classes.len();
         self.executor.run(size, fill, &mut self.output)?;
@@ -163,12 +224,19 @@ impl Worker {
                 self.output.len()
             )));
         }
-        if self.output.iter().any(|value| !value.is_finite()) {
+        Ok(())
+    }
+
+    /// One row of `output` as probabilities, or why it cannot be: each row is checked by itself (P8).
+    fn scores(&self, index: usize) -> Result<Vec<f32>, BackendError> {
+        let classes = self.plan.manifest.classes.len();
+        let mut scores = self.output[index * classes..][..classes].to_vec();
+        if scores.iter().any(|value| !value.is_finite()) {
             return Err(BackendError("the module gives values that are not finite".into()));
         }
         if self.plan.manifest.output == Output::Logits {
-            softmax(&mut self.output, classes);
+            softmax(&mut scores, classes);
         }
-        Ok(())
+        Ok(scores)
     }
 }

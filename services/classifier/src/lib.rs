@@ -9,9 +9,12 @@
 //!   its entry has left the queue, so the bound on memory holds (P3).
 //! - A batch closes when an executor is free, never earlier; entries whose deadline passed or whose caller went away
 //!   are answered without being run (P4).
-//! - Every tensor that was read is answered exactly once.
+//! - Every tensor that was read is answered exactly once, and has a place for its answer before it is queued. When its
+//!   stream's answers are no longer read it is not run.
+//! - A tensor costs only itself: a batch that fails is run again one by one, and scores are checked row by row.
 //! - Only executor threads touch the model, and they are started once: nothing blocks a tokio worker.
 
+mod answers;
 pub mod backend;
 pub mod config;
 pub mod error;

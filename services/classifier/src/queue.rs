@@ -46,7 +46,7 @@ pub struct Entry {
 
 impl Entry {
     /// Why this entry is not worth running any more.
-    fn futile(&self) -> Option<ClassifierError> {
+    pub(crate) fn futile(&self) -> Option<ClassifierError> {
         if self.cancelled.load(Ordering::Relaxed) {
             Some(ClassifierError::Cancelled)
         } else if self.deadline.passed() {

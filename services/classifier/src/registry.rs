@@ -6,13 +6,14 @@ use std::{
     thread::JoinHandle,
 };
 
+use sightline_config::ByteSize;
 use sightline_model::manifest::{self, Manifest};
 use sightline_proto::classifier as wire;
 use tracing::info;
 
 use crate::{
     backend::Backend,
-    config::ClassifierConfig,
+    config::{ClassifierConfig, MESSAGE_OVERHEAD},
     error::{ClassifierError, StartError},
     executor::{self, Plan},
     pixels::Scaling,
@@ -67,6 +68,7 @@ impl Registry {
                 .and_then(|manifest| manifest.verify(folder).map(|()| manifest))
                 .map_err(|source| StartError::Manifest { folder: folder.clone(), source })?;
             let plan = plan(manifest, folder, config, backend);
+            check_input(&plan, config.max_message)?;
             if registry.models.iter().any(|served| served.name() == plan.name) {
                 return Err(StartError::Duplicate(plan.name.clone()));
             }
@@ -127,6 +129,16 @@ impl Drop for Registry {
             thread.join().ok();
         }
     }
+}
+
+/// Refuses a model whose every tensor the transport would turn away, each time with the stream it came on.
+fn check_input(plan: &Plan, limit: ByteSize) -> Result<(), StartError> {
+    let input = plan.scaling.bytes() as u64;
+    let needed = ByteSize(input.saturating_add(MESSAGE_OVERHEAD));
+    if needed > limit {
+        return Err(StartError::InputTooLarge { model: plan.name.clone(), input, limit, needed });
+    }
+    Ok(())
 }
 
 fn plan(

@@ -1,24 +1,19 @@
 //! The protocol: credits, tensors into queues, answers back. Converts and calls; decides nothing.
 
 use std::{
-    collections::HashMap,
-    pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use sightline_config::HumanDuration;
 use sightline_mesh::{Deadline, RpcError, server::Lifecycle};
 use sightline_proto::classifier::{self as wire, classifier_service_server::ClassifierService};
 use tokio::sync::mpsc;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
-use tracing::instrument;
+use tracing::{debug, instrument};
 
 use crate::{
+    answers::{Answer, Answers, Unanswered},
     config::ClassifierConfig,
     error::ClassifierError,
     events,
@@ -49,8 +44,6 @@ impl Service {
     }
 }
 
-type Answers = Pin<Box<dyn Stream<Item = Result<wire::InferResponse, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl ClassifierService for Service {
     type InferStream = Answers;
@@ -60,14 +53,15 @@ impl ClassifierService for Service {
         &self,
         request: Request<Streaming<wire::InferRequest>>,
     ) -> Result<Response<Self::InferStream>, Status> {
-        // One answer for each credit, the first credits, the drain notice: a full channel means a client that ignores
-        // its credits, whose stream then waits for its own reader.
+        // One answer for each credit, the first credits, the drain notice: only a client that ignores its credits finds
+        // no place, and its stream then waits for its own reader.
         let (answers, receiver) = mpsc::channel(self.credits + 2);
         let granted = wire::Credits { granted: self.credits as u32 };
         answers.try_send(Ok(message(wire::infer_response::Message::Credits(granted)))).ok();
-        let stream = Inflight { service: self.clone(), answers, live: Arc::default() };
+        let unanswered = Unanswered::default();
+        let stream = Inflight { service: self.clone(), answers, unanswered: unanswered.clone() };
         tokio::spawn(stream.serve(request.into_inner()));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Answers::new(receiver, unanswered)))
     }
 
     async fn list_models(
@@ -82,24 +76,23 @@ fn message(message: wire::infer_response::Message) -> wire::InferResponse {
     wire::InferResponse { message: Some(message) }
 }
 
-/// The tensors of one stream that are not answered yet, and how each is told that nobody waits.
-type Live = Arc<Mutex<HashMap<u64, Arc<AtomicBool>>>>;
-
 /// One `Infer` stream.
 struct Inflight {
     service: Service,
-    answers: mpsc::Sender<Result<wire::InferResponse, Status>>,
-    live: Live,
+    answers: mpsc::Sender<Answer>,
+    unanswered: Unanswered,
 }
 
 impl Inflight {
+    /// Reads until the client closes its side or is gone. Answers come after that, from the executors.
     async fn serve(self, mut inbound: Streaming<wire::InferRequest>) {
         let lifecycle = self.service.lifecycle.clone();
         let mut draining = false;
         loop {
             let next = tokio::select! {
-                next = inbound.message() => next,
-                () = self.answers.closed() => break,
+                // Whoever is gone is noticed before what it sent last.
+                biased;
+                () = self.answers.closed() => return,
                 () = lifecycle.draining(), if !draining => {
                     draining = true;
                     let notice = wire::DrainNotice { grace: self.service.drain_timeout.0.try_into().ok() };
@@ -107,16 +100,16 @@ impl Inflight {
                     // The client ends its side when it has its answers; what crossed the notice is still served.
                     continue;
                 }
+                next = inbound.message() => next,
             };
             match next {
                 Ok(Some(request)) => self.handle(request).await,
-                Ok(None) | Err(_) => break,
-            }
-        }
-        // A client that closed its side still reads; one that is gone makes its tensors futile.
-        if self.answers.is_closed() {
-            for cancelled in self.live.lock().expect("no holder panics").values() {
-                cancelled.store(true, Ordering::Relaxed);
+                Ok(None) => return,
+                Err(status) => {
+                    debug!(%status, "an infer stream broke");
+                    self.unanswered.fail(RpcError::from_inbound(&status).into());
+                    return;
+                }
             }
         }
     }
@@ -125,47 +118,49 @@ impl Inflight {
         match request.message {
             Some(wire::infer_request::Message::Tensor(tensor)) => {
                 let id = tensor.id;
-                if let Err(error) = self.enqueue(tensor) {
+                if let Err(error) = self.enqueue(tensor).await {
                     self.send(refusal(id, error)).await;
                 }
             }
-            Some(wire::infer_request::Message::Cancel(cancel)) => {
-                if let Some(cancelled) = self.live.lock().expect("no holder panics").get(&cancel.id) {
-                    cancelled.store(true, Ordering::Relaxed);
-                }
-            }
+            Some(wire::infer_request::Message::Cancel(cancel)) => self.unanswered.cancel(cancel.id),
             None => self.send(refusal(0, ClassifierError::EmptyMessage)).await,
         }
     }
 
-    fn enqueue(&self, tensor: wire::Tensor) -> Result<(), ClassifierError> {
+    /// Queues a tensor together with a place for its answer.
+    async fn enqueue(&self, tensor: wire::Tensor) -> Result<(), ClassifierError> {
         let served = self.service.registry.find(&tensor.model)?;
         check(served, &tensor)?;
         let longest = self.service.max_timeout.0;
-        let asked = tensor.timeout.and_then(|timeout| timeout.try_into().ok()).unwrap_or(longest);
-        let cancelled = Arc::new(AtomicBool::new(false));
-        self.live.lock().expect("no holder panics").insert(tensor.id, Arc::clone(&cancelled));
-        let (answers, live) = (self.answers.clone(), Arc::clone(&self.live));
+        // A time that is negative is over already.
+        let asked = tensor.timeout.map_or(longest, |timeout| timeout.try_into().unwrap_or(Duration::ZERO));
+        let deadline = Deadline::after(asked.min(longest));
+        let since = Instant::now();
+        let Ok(place) = self.answers.clone().reserve_owned().await else { return Ok(()) };
         let (id, model) = (tensor.id, served.name().to_owned());
+        let cancelled = self.unanswered.admit(id).ok_or(ClassifierError::IdReused(id))?;
+        if self.answers.is_closed() {
+            cancelled.store(true, Ordering::Relaxed);
+        }
+        let unanswered = self.unanswered.clone();
         let entry = Entry {
             pixels: tensor.pixels,
-            deadline: Deadline::after(asked.min(longest)),
+            deadline,
             cancelled,
-            since: Instant::now(),
+            since,
             reply: Box::new(move |outcome| {
-                live.lock().expect("no holder panics").remove(&id);
+                unanswered.answered(id);
                 let answer = match outcome {
                     Ok(done) => result(id, model, done),
                     Err(error) => refusal(id, error),
                 };
-                // Fails only when the client is gone or sent more than its credits: then nobody waits for this.
-                answers.try_send(Ok(message(answer))).ok();
+                place.send(Ok(message(answer)));
             }),
         };
-        served.queue().push(entry).map_err(|(_entry, error)| {
-            self.live.lock().expect("no holder panics").remove(&id);
-            error
-        })
+        if let Err((entry, error)) = served.queue().push(entry) {
+            (entry.reply)(Err(error));
+        }
+        Ok(())
     }
 
     async fn send(&self, answer: wire::infer_response::Message) {
@@ -176,7 +171,8 @@ impl Inflight {
 fn check(served: &Served, tensor: &wire::Tensor) -> Result<(), ClassifierError> {
     let (format, expected) = served.pixels();
     if tensor.format() != format {
-        return Err(ClassifierError::PixelFormat(tensor.format));
+        let model = served.name().to_owned();
+        return Err(ClassifierError::PixelFormat { got: tensor.format, expected: format, model });
     }
     if tensor.pixels.len() != expected {
         let model = served.name().to_owned();
