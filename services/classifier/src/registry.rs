@@ -7,7 +7,7 @@ use std::{
 };
 
 use sightline_config::ByteSize;
-use sightline_model::manifest::{self, Manifest};
+use sightline_model::manifest::{self, Digest, Manifest};
 use sightline_proto::classifier as wire;
 use tracing::info;
 
@@ -23,6 +23,8 @@ use crate::{
 /// One model and its executors.
 pub(crate) struct Served {
     plan: Arc<Plan>,
+    /// Of the manifest and of the archive that runs here.
+    digest: Digest,
     executors: usize,
     max_batch: usize,
 }
@@ -64,8 +66,7 @@ impl Registry {
         let executors = if config.executors == 0 { cores } else { config.executors };
         let mut registry = Self { models: Vec::new(), threads: Mutex::default(), device };
         for folder in &config.models {
-            let manifest = Manifest::load(folder)
-                .and_then(|manifest| manifest.verify(folder).map(|()| manifest))
+            let (manifest, digest) = read(folder, backend.kind())
                 .map_err(|source| StartError::Manifest { folder: folder.clone(), source })?;
             let plan = plan(manifest, folder, config, backend);
             check_input(&plan, config.max_message)?;
@@ -75,7 +76,7 @@ impl Registry {
             let (threads, max_batch) = executor::start(&plan, executors, config.max_batch)?;
             info!(model = plan.name, executors, max_batch, device = registry.device, "model ready");
             registry.threads.lock().expect("no holder panics").extend(threads);
-            registry.models.push(Served { plan, executors, max_batch });
+            registry.models.push(Served { plan, digest, executors, max_batch });
         }
         Ok(registry)
     }
@@ -111,7 +112,7 @@ impl Registry {
             tolerance: manifest.tolerance,
             license: manifest.license.clone(),
             source: manifest.source.clone(),
-            digest: manifest.digest.to_string(),
+            digest: served.digest.to_string(),
             device: self.device.clone(),
             executors: served.executors as u32,
             max_batch: served.max_batch as u32,
@@ -129,6 +130,14 @@ impl Drop for Registry {
             thread.join().ok();
         }
     }
+}
+
+/// A model's manifest, its archives checked, and the digest of what runs on this kind of device.
+fn read(folder: &Path, device: manifest::Device) -> Result<(Manifest, Digest), manifest::ManifestError> {
+    let manifest = Manifest::load(folder)?;
+    manifest.verify(folder)?;
+    let digest = manifest.served_digest(folder, device)?;
+    Ok((manifest, digest))
 }
 
 /// Refuses a model whose every tensor the transport would turn away, each time with the stream it came on.

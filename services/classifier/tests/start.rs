@@ -10,7 +10,7 @@ use sightline_config::ByteSize;
 use sightline_mesh::server::Lifecycle;
 use sightline_model::manifest::Manifest;
 use sightline_proto::classifier::{ListModelsRequest, Model, classifier_service_server::ClassifierService};
-use support::{Script, manifest, registry, write};
+use support::{Script, cpu_variant, manifest, registry, write};
 use tonic::Request;
 
 fn config() -> ClassifierConfig {
@@ -67,4 +67,28 @@ async fn a_batch_size_that_fails_at_start_is_not_used() {
     script.largest.store(4, Ordering::SeqCst);
     let model = listed(&manifest(), measured, &script).await;
     assert!((1..=4).contains(&model.max_batch), "{}", model.max_batch);
+}
+
+#[tokio::test]
+async fn the_digest_is_of_the_manifest_and_of_the_archive_that_runs() {
+    let script = Arc::new(Script::default());
+    let digest = async |manifest: &Manifest| listed(manifest, config(), &script).await.digest;
+    let portable = digest(&manifest()).await;
+    assert!(portable.starts_with("sha256:") && portable.len() == 7 + 64, "{portable}");
+    assert_eq!(digest(&manifest()).await, portable, "the same anywhere");
+
+    // The same file, read in another way: other scores.
+    let mut scaled = manifest();
+    scaled.input.scale = 0.5;
+    assert_ne!(digest(&scaled).await, portable);
+
+    // The processor's own file, which is the one that runs here; the manifest's text names both.
+    let with_variant = Manifest { variants: vec![cpu_variant()], ..manifest() };
+    assert_ne!(digest(&with_variant).await, portable);
+    let folder = tempfile::tempdir().unwrap();
+    let folder = write(&with_variant, &folder);
+    let of = |device| with_variant.served_digest(&folder, device).unwrap();
+    use sightline_model::manifest::Device::{Cpu, Cuda};
+    assert_eq!(digest(&with_variant).await, of(Cpu).to_string());
+    assert_ne!(of(Cpu), of(Cuda));
 }

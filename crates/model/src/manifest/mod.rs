@@ -292,6 +292,20 @@ impl Manifest {
         variant.map_or((&self.file, &self.digest), |v| (&v.file, &v.digest))
     }
 
+    /// The digest of what a device serves from `folder`: over the text of `model.toml`, which says how pixels become
+    /// numbers and numbers become scores, and the digest of the archive that the device runs. Scores that differ never
+    /// share one.
+    ///
+    /// # Errors
+    /// [`ManifestError::Io`] when the manifest cannot be read.
+    pub fn served_digest(&self, folder: &Path, device: Device) -> Result<Digest, ManifestError> {
+        let path = folder.join(FILE_NAME);
+        let mut text = std::fs::read(&path).map_err(|source| ManifestError::Io { path, source })?;
+        text.push(b'\n');
+        text.extend_from_slice(self.archive(device).1.to_string().as_bytes());
+        Ok(Digest::of(&text))
+    }
+
     /// Checks the digests of every archive in `folder`.
     ///
     /// # Errors

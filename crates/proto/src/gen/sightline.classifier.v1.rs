@@ -118,14 +118,14 @@ pub struct Model {
     pub classes: ::prost::alloc::vec::Vec<Class>,
     #[prost(message, optional, tag = "5")]
     pub input: ::core::option::Option<InputSpec>,
-    /// The largest difference of one score between two ways of computing it.
+    /// The largest difference of one score between two ways of computing it, the rounding of pixels to the input's format included.
     #[prost(double, tag = "6")]
     pub tolerance: f64,
     #[prost(string, tag = "7")]
     pub license: ::prost::alloc::string::String,
     #[prost(string, tag = "8")]
     pub source: ::prost::alloc::string::String,
-    /// Of the file that is served: "sha256:…".
+    /// Of the manifest's text and the file that this replica runs: "sha256:…". Another device may run another file.
     #[prost(string, tag = "9")]
     pub digest: ::prost::alloc::string::String,
     /// "cpu" or "cuda:0".

@@ -5,12 +5,17 @@ pub mod torch;
 
 use std::path::Path;
 
-use sightline_model::manifest::Manifest;
+use sightline_model::manifest::{self, Manifest};
 
 /// Loads models. One per process; called from every executor thread.
 pub trait Backend: Send + Sync + 'static {
     /// Where models run: "cpu", "cuda:0".
     fn device(&self) -> String;
+
+    /// The kind of that device, which decides which of a model's archives is run.
+    fn kind(&self) -> manifest::Device {
+        if self.device() == "cpu" { manifest::Device::Cpu } else { manifest::Device::Cuda }
+    }
 
     /// Called once on each executor thread before anything else.
     fn prepare_thread(&self);

@@ -33,16 +33,19 @@ impl Backend for Torch {
         self.device.to_string()
     }
 
+    fn kind(&self) -> manifest::Device {
+        match self.device {
+            Device::Cpu => manifest::Device::Cpu,
+            Device::Cuda(_) => manifest::Device::Cuda,
+        }
+    }
+
     fn prepare_thread(&self) {
         configure_worker_thread(self.intra_op_threads);
     }
 
     fn load(&self, manifest: &Manifest, folder: &Path) -> Result<Box<dyn Executor>, BackendError> {
-        let kind = match self.device {
-            Device::Cpu => manifest::Device::Cpu,
-            Device::Cuda(_) => manifest::Device::Cuda,
-        };
-        let (file, _) = manifest.archive(kind);
+        let (file, _) = manifest.archive(self.kind());
         let model = Model::load(&folder.join(file), self.device).map_err(|error| explain(&error))?;
         let layout = match manifest.input.layout {
             manifest::Layout::Nchw => Layout::Nchw,
