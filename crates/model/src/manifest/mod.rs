@@ -40,7 +40,8 @@ pub struct Manifest {
     pub digest: Digest,
     /// What `forward` returns.
     pub output: Output,
-    /// The largest difference of one score between two paths to it (promise P7).
+    /// The largest difference of one score between two paths to it (promise P7): kernels, devices, batches, and what
+    /// rounding pixels to `input.transport` adds, which is by far the most.
     pub tolerance: f64,
     /// The licence of the weights, as an SPDX expression.
     pub license: String,
@@ -171,11 +172,12 @@ pub enum Fit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
-    /// Rounded to 0..=255.
+    /// Rounded to 0..=255. Moved a score of nsfwjs's MobileNetV2 by up to 0.027.
     U8,
-    /// `round(pixel * 257)`, 0..=65535.
+    /// `round(pixel * 257)`, 0..=65535. Moved a score of nsfwjs's MobileNetV2 by up to 2.1e-4 on photographs, one of its
+    /// InceptionV3 by up to 1.1e-5: a tolerance of 1e-4 is not held by every model.
     U16,
-    /// Not rounded.
+    /// Not rounded: only kernels differ, by up to 3e-6.
     F32,
 }
 
