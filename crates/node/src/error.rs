@@ -30,6 +30,9 @@ pub enum NodeError {
     /// An address that is none.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// The shared cache.
+    #[error("`ingest.cache_redis_url`: {0}")]
+    Cache(#[from] sightline_ingest::shared::TargetError),
     /// The data folder.
     #[error("`node.data_dir`: cannot make {}: {source}", path.display())]
     DataDir {

@@ -1,16 +1,28 @@
-//! Verdicts in memory, by the digest of the image: the same bytes are classified once (R3, R5).
+//! Verdicts in memory, by the digest of the image: the same bytes are classified once (R3, R5). Behind it may lie
+//! [`Shared`], which all replicas have in common.
 //!
 //! What is kept are scores, not levels: the policy is applied anew, so a changed policy needs no new cache. Concurrent
 //! twins wait for the first one's inference (single-flight). A first one that fails by its own deadline or because its
 //! caller went away does not fail the others: the next of them takes over.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use moka::future::Cache as Moka;
 use sightline_mesh::{Deadline, RpcError, reason};
 use uuid::Uuid;
 
-use crate::{error::IngestError, events};
+use crate::{
+    error::IngestError,
+    events,
+    shared::{Found, Shared},
+};
 
 /// What the model said about one image.
 #[derive(Debug, Clone)]
@@ -36,6 +48,11 @@ impl Key {
         }
         Self(*hasher.finalize().as_bytes())
     }
+
+    /// The digest.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 /// Whether the scores are this frame's own.
@@ -52,16 +69,20 @@ pub enum Origin {
 pub struct Cache {
     /// `None` when caching is turned off.
     verdicts: Option<Moka<Key, Scored>>,
+    /// What lies behind it.
+    shared: Option<Shared>,
 }
 
 impl Cache {
-    /// Keeps `entries` verdicts for `ttl` each.
-    pub fn new(entries: u64, ttl: Duration) -> Self {
+    /// Keeps `entries` verdicts for `ttl` each in memory, and what `shared` keeps.
+    pub fn new(entries: u64, ttl: Duration, shared: Option<Shared>) -> Self {
         let on = entries > 0 && !ttl.is_zero();
-        Self { verdicts: on.then(|| Moka::builder().max_capacity(entries).time_to_live(ttl).build()) }
+        let verdicts = on.then(|| Moka::builder().max_capacity(entries).time_to_live(ttl).build());
+        Self { verdicts, shared }
     }
 
-    /// The scores under `key`, or what `classify` gives, which runs once for all who ask meanwhile.
+    /// The scores under `key`, or what `classify` gives, which runs once for all who ask meanwhile. `is_unsafe` says for
+    /// how long new scores are shared.
     ///
     /// # Errors
     /// What `classify` says, or `DEADLINE_EXCEEDED` when a twin takes longer than `deadline`.
@@ -69,24 +90,40 @@ impl Cache {
         &self,
         key: Key,
         deadline: Deadline,
+        is_unsafe: impl Fn(&Scored) -> bool,
         classify: impl Fn() -> F,
     ) -> Result<(Scored, Origin), IngestError>
     where
         F: Future<Output = Result<Scored, IngestError>>,
     {
+        // Whether another replica's scores were found, which to the memory are as new as our own.
+        let shared = AtomicBool::new(false);
+        // On the heap: what is only done on a miss would make the future of every frame large.
+        let load = || {
+            Box::pin(async {
+                let Some(behind) = &self.shared else { return classify().await };
+                let (scored, found) = behind.get_or_classify(key, deadline, &is_unsafe, classify()).await?;
+                shared.store(found == Found::There, Ordering::Relaxed);
+                Ok(scored)
+            })
+        };
+        let origin = |is_new: bool| match is_new && !shared.load(Ordering::Relaxed) {
+            true => Origin::Fresh,
+            false => Origin::Repeat,
+        };
         let Some(verdicts) = &self.verdicts else {
-            return Ok((classify().await?, Origin::Fresh));
+            return Ok((load().await?, origin(true)));
         };
         if let Some(scored) = verdicts.get(&key).await {
             events::cache(true);
             return Ok((scored, Origin::Repeat));
         }
         loop {
-            let entry = verdicts.entry(key).or_try_insert_with(classify());
+            let entry = verdicts.entry(key).or_try_insert_with(load());
             match deadline.bound("waiting for the same image", entry).await? {
                 Ok(entry) => {
-                    let origin = if entry.is_fresh() { Origin::Fresh } else { Origin::Repeat };
-                    events::cache(origin == Origin::Repeat);
+                    events::cache(!entry.is_fresh());
+                    let origin = origin(entry.is_fresh());
                     return Ok((entry.into_value(), origin));
                 }
                 Err(error) if of_one_caller(&error) && !deadline.passed() => {}
@@ -104,7 +141,7 @@ fn of_one_caller(error: &IngestError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -116,7 +153,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn twins_share_one_inference() {
-        let cache = Cache::new(100, LONG);
+        let cache = Cache::new(100, LONG, None);
         let runs = Arc::new(AtomicUsize::new(0));
         let key = Key::new("t", "m@1", "d", b"image");
         let asks = (0..50).map(|_| {
@@ -127,7 +164,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     Ok(scored())
                 };
-                cache.get_or_classify(key, Deadline::after(LONG), classify).await.unwrap().1
+                cache.get_or_classify(key, Deadline::after(LONG), |_| false, classify).await.unwrap().1
             })
         });
         let mut fresh = 0;
@@ -139,7 +176,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_first_caller_out_of_time_does_not_fail_its_twin() {
-        let cache = Cache::new(100, LONG);
+        let cache = Cache::new(100, LONG, None);
         let key = Key::new("t", "m@1", "d", b"image");
         let hurried = {
             let cache = cache.clone();
@@ -148,12 +185,16 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     Err(RpcError::deadline("test").into())
                 };
-                cache.get_or_classify(key, Deadline::after(Duration::from_millis(20)), classify).await
+                cache
+                    .get_or_classify(key, Deadline::after(Duration::from_millis(20)), |_| false, classify)
+                    .await
             })
         };
         tokio::task::yield_now().await;
-        let patient =
-            cache.get_or_classify(key, Deadline::after(LONG), || async { Ok(scored()) }).await.unwrap();
+        let patient = cache
+            .get_or_classify(key, Deadline::after(LONG), |_| false, || async { Ok(scored()) })
+            .await
+            .unwrap();
         assert_eq!(patient.1, Origin::Fresh);
         assert!(hurried.await.unwrap().is_err());
     }

@@ -1,9 +1,9 @@
 //! Settings of ingest.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sightline_config::{ByteSize, HumanDuration};
+use sightline_config::{ByteSize, HumanDuration, ServerUrl};
 
 /// What happens to frames while no rate limiter can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,20 @@ sightline_config::settings! {
         pub cache_entries: u64 = 10_000,
         /// How long a verdict is kept (R3, R5). Zero turns the cache off.
         pub cache_ttl: HumanDuration = HumanDuration::from_secs(30),
+        /// The Redis behind the memory, which all replicas share: "redis://host:6379/" (docs/CLUSTER.md has the other forms).
+        /// Unset: each replica has its memory only. Give it a server of its own that may evict (allkeys-lru).
+        pub cache_redis_url: Option<ServerUrl> = None,
+        /// The CA that signed that server's certificate, in PEM; unset: those that the system trusts.
+        pub cache_redis_ca_file: Option<PathBuf> = None,
+        /// How long a frame waits for that Redis before it goes on without it: a round trip takes well under 1 ms, and
+        /// classifying again 10 to 50 ms.
+        pub cache_redis_timeout: HumanDuration = HumanDuration::from_millis(5),
+        /// How long scores of a safe image are shared (R5).
+        pub cache_redis_ttl: HumanDuration = HumanDuration::from_secs(300),
+        /// The same for an image whose level is SUGGESTIVE or worse: those are sent on and on.
+        pub cache_redis_ttl_unsafe: HumanDuration = HumanDuration::from_secs(3600),
+        /// How long other replicas wait for the one that classifies an image, should it have died.
+        pub cache_redis_lease: HumanDuration = HumanDuration::from_secs(2),
         /// Streams to each classifier replica.
         pub classifier_streams: usize = 2,
         /// How long a frame waits for the rate limiter before `ratelimiter_away` decides.
@@ -141,6 +155,16 @@ impl IngestConfig {
             ("record_buffer", self.record_buffer),
             ("record_batch", self.record_batch),
         ];
+        for (key, time) in [
+            ("cache_redis_timeout", self.cache_redis_timeout),
+            ("cache_redis_ttl", self.cache_redis_ttl),
+            ("cache_redis_ttl_unsafe", self.cache_redis_ttl_unsafe),
+            ("cache_redis_lease", self.cache_redis_lease),
+        ] {
+            if time.as_millis() == 0 {
+                return Err(format!("`ingest.{key}` must be at least 1ms"));
+            }
+        }
         match counts.iter().find(|(_, count)| *count == 0) {
             Some((key, _)) => Err(format!("`ingest.{key}` must be at least 1")),
             None if self.record_batch > 5_000 => {

@@ -23,6 +23,33 @@ pub(crate) fn cache(hit: bool) {
         .increment(1);
 }
 
+/// What the shared cache said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shared {
+    /// The scores.
+    Hit,
+    /// Nothing: the lease is ours.
+    Miss,
+    /// Another replica classifies.
+    Waited,
+    /// Redis is slow or away.
+    Bypassed,
+    /// Redis refused.
+    Error,
+}
+
+/// The shared cache was asked.
+pub(crate) fn shared_cache(said: Shared) {
+    let result = match said {
+        Shared::Hit => "hit",
+        Shared::Miss => "miss",
+        Shared::Waited => "waited",
+        Shared::Bypassed => "bypassed",
+        Shared::Error => "error",
+    };
+    metrics::counter!("cache_requests_total", "cache" => "redis", "result" => result).increment(1);
+}
+
 /// An image was decoded and resized.
 pub(crate) fn decoded(took: Duration) {
     metrics::histogram!("ingest_decode_duration_seconds").record(took);

@@ -30,6 +30,7 @@ pub mod policy;
 mod quiet;
 pub mod record;
 pub mod service;
+pub mod shared;
 pub mod spool;
 
 pub use config::{IngestConfig, PolicyConfig};

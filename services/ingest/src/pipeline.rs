@@ -9,7 +9,7 @@ use sightline_mesh::{
     Deadline, RpcError,
     client::{Endpoints, PoolOptions, StreamPool},
 };
-use sightline_proto::verdict::{Score, Timings, Verdict, VerdictSource};
+use sightline_proto::verdict::{Level, Score, Timings, Verdict, VerdictSource};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::instrument;
@@ -28,9 +28,10 @@ use crate::{
     picture,
     policy::Policy,
     record::{RecordLane, Recorder},
+    shared::Shared,
 };
 
-/// Connections to the three services that ingest calls.
+/// Connections to the three services that ingest calls, and to what replicas share.
 #[derive(Debug)]
 pub struct Upstreams {
     /// Replicas of the classifier.
@@ -39,6 +40,8 @@ pub struct Upstreams {
     pub ratelimiter: Endpoints,
     /// Replicas of the statistics.
     pub stats: Endpoints,
+    /// Verdicts that all replicas share, if they do.
+    pub shared: Option<Shared>,
 }
 
 /// Everything a frame passes through. One per process, shared by all calls.
@@ -87,7 +90,7 @@ impl Pipeline {
                 config.ratelimiter_away,
             ),
             models,
-            cache: Cache::new(config.cache_entries, config.cache_ttl.0),
+            cache: Cache::new(config.cache_entries, config.cache_ttl.0, upstreams.shared),
             classifier: StreamPool::start(InferLane, upstreams.classifier, classifier_options),
             decoders: Decoders::new(config.decoders),
             bytes_in_flight: Arc::new(Semaphore::new(bytes_in_flight)),
@@ -170,7 +173,9 @@ impl Pipeline {
             *measured.lock().expect("no holder panics") = took;
             Ok(scored)
         };
-        let (scored, origin) = self.cache.get_or_classify(key, deadline, classify).await?;
+        let is_unsafe =
+            |scored: &Scored| self.policy.level(&scored.scores, &model.weights) >= Level::Suggestive;
+        let (scored, origin) = self.cache.get_or_classify(key, deadline, is_unsafe, classify).await?;
         let measured = *measured.lock().expect("no holder panics");
         stages = Stages { admit: stages.admit, ..measured };
         Ok(self.verdict(&frame, caller, &model, &scored, origin, arrived, stages))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sightline_ingest::{Pipeline, Service, pipeline::Upstreams};
+use sightline_ingest::{Pipeline, Service, pipeline::Upstreams, shared::Shared as Verdicts};
 use sightline_mesh::{
     Deadline,
     auth::service_token,
@@ -28,6 +28,7 @@ pub(crate) fn start(
         classifier: Endpoints::new("classifier", &ingest.classifier, &metadata)?,
         ratelimiter: Endpoints::new("ratelimiter", &ingest.ratelimiter, &metadata)?,
         stats: Endpoints::new("stats", &ingest.stats, &metadata)?,
+        shared: Verdicts::from_config(ingest, &shared.dependencies)?,
     };
     let pipeline = Pipeline::start(ingest, &config.policy, upstreams);
     // A batch carries several images; beyond this the transport itself refuses the message.
