@@ -112,16 +112,6 @@ impl RpcError {
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }
     }
-
-    /// Why a stream of messages cannot be read further, as its sender is told: the transport's own refusal of a message
-    /// over the size limit gets a reason like every other error.
-    pub fn from_inbound(status: &Status) -> Self {
-        let mut error = Self::from_status(status);
-        if status.code() == Code::OutOfRange && status.details().is_empty() {
-            error.reason = reason::MESSAGE_TOO_LARGE.to_owned();
-        }
-        error
-    }
 }
 
 /// A code as the reason of last resort: `ResourceExhausted` is `RESOURCE_EXHAUSTED`.

@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn every_section_with_rules_is_checked() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
-        let change: [(&str, fn(&mut NodeConfig)); 3] = [
+        type Change = fn(&mut NodeConfig);
+        let change: [(&str, Change); 3] = [
             ("`classifier.stream_credits` (0)", |config| config.classifier.stream_credits = 0),
             ("`stats.max_batch_events` (5001)", |config| config.stats.max_batch_events = 5_001),
             ("`stats.query_threads`", |config| config.stats.query_threads = 0),

@@ -100,6 +100,7 @@ mod tests {
             classifier: nobody("classifier"),
             ratelimiter: nobody("ratelimiter"),
             stats: nobody("stats"),
+            shared: None,
         };
         let config = IngestConfig {
             batch_concurrency: 1,
