@@ -7,6 +7,7 @@ mod classify;
 mod config;
 mod help;
 mod kill;
+mod limits;
 mod questions;
 mod start;
 mod stop;
