@@ -50,6 +50,9 @@ pub enum NodeError {
     /// The rate limiter.
     #[error(transparent)]
     RateLimiter(#[from] sightline_ratelimiter::BuildError),
+    /// Where ingest keeps events on disk.
+    #[error(transparent)]
+    Spool(#[from] sightline_ingest::spool::SpoolError),
     /// The statistics.
     #[error(transparent)]
     Stats(#[from] sightline_stats::BuildError),

@@ -129,7 +129,7 @@ impl Node {
                 roles::stats::start(&config.stats, path, listener, shared).await?
             }
             Role::Ingest => {
-                let (running, pipeline) = roles::ingest::start(config, listener, shared)?;
+                let (running, pipeline) = roles::ingest::start(config, listener, shared).await?;
                 self.pipeline = Some(pipeline);
                 running
             }

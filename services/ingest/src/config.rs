@@ -15,6 +15,8 @@ pub enum WhenAway {
     Closed,
 }
 
+use crate::spool::{MIN_BYTES, SpoolDurability};
+
 sightline_config::settings! {
     /// The public edge.
     pub struct IngestConfig in "ingest" {
@@ -76,8 +78,20 @@ sightline_config::settings! {
         pub ratelimiter_timeout: HumanDuration = HumanDuration::from_millis(250),
         /// While no rate limiter can be reached frames pass ("open") or are refused ("closed").
         pub ratelimiter_away: WhenAway = WhenAway::Open,
-        /// Events held until the statistics acknowledge them, about 300 bytes each; past it new ones are dropped and counted.
+        /// Events held in memory until the statistics acknowledge them, about 300 bytes each. When half of it waits, events go to
+        /// `spool_dir`; when that fails too and it is full, new ones are dropped and counted.
         pub record_buffer: usize = 100_000,
+        /// Where events wait on disk while the statistics are away; a relative path is under the data directory. Keep it on a
+        /// volume that outlives the process: what is there at its end is sent by the next one.
+        pub spool_dir: PathBuf = "spool".into(),
+        /// What events on disk may take, about 150 bytes each: 7 million of them, 6 minutes at 20,000 frames/s. Past it the
+        /// oldest are dropped, counted and logged. 0: no spool.
+        pub spool_max_bytes: ByteSize = ByteSize::mib(1024),
+        /// Events that the statistics did not acknowledge for this long go to disk: what SIGKILL may cost. Longer than
+        /// a commit takes on a busy day.
+        pub spool_after: HumanDuration = HumanDuration::from_secs(1),
+        /// What events on disk survive: "process" (SIGKILL of ingest) or "power" (loss of power too: an fsync per batch).
+        pub spool_durability: SpoolDurability = SpoolDurability::Process,
         /// Events sent to the statistics in one batch.
         pub record_batch: usize = 500,
         /// How long an event waits for its batch to fill.
@@ -170,6 +184,9 @@ impl IngestConfig {
             None if self.record_batch > 5_000 => {
                 Err("`ingest.record_batch` must be at most 5000, the largest batch the statistics take"
                     .into())
+            }
+            None if (1..MIN_BYTES).contains(&self.spool_max_bytes.0) => {
+                Err(format!("`ingest.spool_max_bytes` must be 0 or at least {}", ByteSize(MIN_BYTES)))
             }
             None => Ok(()),
         }

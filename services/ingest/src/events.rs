@@ -79,3 +79,19 @@ pub(crate) fn recorded(events: usize) {
 pub(crate) fn record_dropped() {
     metrics::counter!("ingest_dropped_events_total").increment(1);
 }
+
+/// Events were lost: the spool was full, or a disk did not give them back, or there was no spool at a stop.
+pub(crate) fn records_dropped(events: u64) {
+    metrics::counter!("ingest_dropped_events_total").increment(events);
+}
+
+/// Events were put on disk.
+pub(crate) fn spooled(events: usize) {
+    metrics::counter!("ingest_spooled_events_total").increment(events as u64);
+}
+
+/// So many events, and bytes, wait on disk.
+pub(crate) fn spool_depth(events: u64, bytes: u64) {
+    metrics::gauge!("ingest_spool_events").set(events as f64);
+    metrics::gauge!("ingest_spool_bytes").set(bytes as f64);
+}

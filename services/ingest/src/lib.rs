@@ -7,7 +7,8 @@
 //! 4. [`picture`]: the image is decoded within its limits and resized as the model's manifest says.
 //! 5. [`infer`]: the pixels travel to a classifier over a pooled stream; scores come back.
 //! 6. [`policy`] turns scores into a level; [`cadence`] says when the client should send its next frame.
-//! 7. [`record`]: an event joins the stream to the statistics, and stays in memory until it is acknowledged.
+//! 7. [`record`]: an event joins the stream to the statistics, and stays in memory or in the [`spool`] on disk until it is
+//!    acknowledged.
 //!
 //! Invariants
 //! - Every error a client sees is an [`IngestError`]: a canonical code, a stable reason, a message naming the field (P8).
@@ -18,6 +19,7 @@ pub mod cache;
 pub mod cadence;
 pub mod config;
 pub mod decoders;
+mod delivery;
 pub mod error;
 mod events;
 pub mod frame;

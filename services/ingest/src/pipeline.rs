@@ -29,9 +29,10 @@ use crate::{
     policy::Policy,
     record::{RecordLane, Recorder},
     shared::Shared,
+    spool::Spool,
 };
 
-/// Connections to the three services that ingest calls, and to what replicas share.
+/// Connections to the three services that ingest calls, what replicas share, and what bridges the absence of one.
 #[derive(Debug)]
 pub struct Upstreams {
     /// Replicas of the classifier.
@@ -42,6 +43,8 @@ pub struct Upstreams {
     pub stats: Endpoints,
     /// Verdicts that all replicas share, if they do.
     pub shared: Option<Shared>,
+    /// Where events wait while the statistics are away; `None`: in memory only.
+    pub spool: Option<Spool>,
 }
 
 /// Everything a frame passes through. One per process, shared by all calls.
@@ -81,7 +84,8 @@ impl Pipeline {
             tokio::spawn(async move { models.keep_fresh(&endpoints).await })
         };
         let classifier_options = PoolOptions { streams_per_endpoint: config.classifier_streams, ..options };
-        let recorder = Recorder::start(config, StreamPool::start(RecordLane, upstreams.stats, options));
+        let stats = StreamPool::start(RecordLane, upstreams.stats, options);
+        let recorder = Recorder::start(config, stats, upstreams.spool);
         let bytes_in_flight = config.max_bytes_in_flight.bytes().min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             limiter: Limiter::start(

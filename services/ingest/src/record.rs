@@ -1,8 +1,8 @@
-//! Events to the statistics: batched, sent until acknowledged, bounded in memory.
+//! Events to the statistics: batched, sent until acknowledged, bounded in memory and on disk.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -21,7 +21,7 @@ use sightline_proto::{
     status::ItemError,
     verdict::{Level, VerdictSource},
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
@@ -29,13 +29,13 @@ use tracing::{error, warn};
 
 use crate::{
     config::IngestConfig,
+    delivery::{BATCHES_IN_FLIGHT, Deliver, Delivery},
     events,
     frame::{Caller, Frame},
     quiet::Quiet,
+    spool::Spool,
 };
 
-/// Batches on their way at once: one being committed, others behind it on the wire.
-const BATCHES_IN_FLIGHT: usize = 4;
 /// How long one delivery may take before it is tried again.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before a batch that was not acknowledged is sent again.
@@ -87,26 +87,34 @@ pub struct Recorder {
     queue: mpsc::Sender<Event>,
     waiting: Arc<AtomicUsize>,
     stop: CancellationToken,
+    give_up: CancellationToken,
     tasks: TaskTracker,
 }
 
+/// How long putting the last events on disk may take at a stop.
+const SURRENDER: Duration = Duration::from_secs(5);
+
 impl Recorder {
-    /// Starts delivering over `pool`.
-    pub fn start(config: &IngestConfig, pool: StreamPool<RecordLane>) -> Self {
+    /// Starts delivering over `pool`, by way of `spool` when the statistics are away.
+    pub fn start(config: &IngestConfig, pool: StreamPool<RecordLane>, spool: Option<Spool>) -> Self {
         let (queue, events) = mpsc::channel(config.record_buffer);
         let recorder = Self {
             queue,
             waiting: Arc::default(),
             stop: CancellationToken::new(),
+            give_up: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
         let delivery = Delivery {
-            pool,
+            to: pool,
+            spool: spool.map(|spool| Arc::new(Mutex::new(spool))),
             waiting: Arc::clone(&recorder.waiting),
             stop: recorder.stop.clone(),
-            tasks: recorder.tasks.clone(),
+            give_up: recorder.give_up.clone(),
             batch: config.record_batch,
             linger: config.record_linger.0,
+            mark: config.record_buffer / 2,
+            patience: config.spool_after.0,
         };
         recorder.tasks.spawn(delivery.run(events));
         recorder
@@ -138,17 +146,20 @@ impl Recorder {
         }
     }
 
-    /// Events not acknowledged yet.
+    /// Events in memory that are not acknowledged yet.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Sends what waits and stops; gives up at `deadline` and says how many events were lost.
+    /// Sends what waits and stops; at `deadline` the rest stays on disk, or is said to be lost.
     pub async fn finish(&self, deadline: Deadline) {
         self.stop.cancel();
         self.tasks.close();
         if deadline.bound("sending the last events", self.tasks.wait()).await.is_err() {
-            error!(events = self.waiting(), "stopped before the statistics acknowledged every event");
+            self.give_up.cancel();
+            if tokio::time::timeout(SURRENDER, self.tasks.wait()).await.is_err() {
+                error!(events = self.waiting(), "stopped before the last events were on disk");
+            }
         }
     }
 }
@@ -157,56 +168,9 @@ fn timestamp(time: SystemTime) -> prost_types::Timestamp {
     prost_types::Timestamp::from(time)
 }
 
-struct Delivery {
-    pool: StreamPool<RecordLane>,
-    waiting: Arc<AtomicUsize>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-    batch: usize,
-    linger: Duration,
-}
-
-impl Delivery {
-    async fn run(self, mut events: mpsc::Receiver<Event>) {
-        let places = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT));
-        loop {
-            let Some(batch) = self.gather(&mut events).await else { break };
-            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
-            let (pool, waiting) = (self.pool.clone(), Arc::clone(&self.waiting));
-            self.tasks.spawn(async move {
-                let count = batch.len();
-                deliver(&pool, batch).await;
-                events::record_depth(waiting.fetch_sub(count, Ordering::Relaxed) - count);
-                drop(place);
-            });
-        }
-    }
-
-    /// The next batch: full, or as full as it got within the linger time. `None` once asked to stop and empty.
-    async fn gather(&self, events: &mut mpsc::Receiver<Event>) -> Option<Vec<Event>> {
-        let mut batch = Vec::with_capacity(self.batch);
-        tokio::select! {
-            biased;
-            first = events.recv() => batch.push(first?),
-            () = self.stop.cancelled() => events.close(),
-        }
-        if batch.is_empty() {
-            batch.push(events.recv().await?);
-        }
-        let full = async {
-            while batch.len() < self.batch {
-                match events.recv().await {
-                    Some(event) => batch.push(event),
-                    None => break,
-                }
-            }
-        };
-        tokio::select! {
-            () = full => {}
-            () = tokio::time::sleep(self.linger) => {}
-            () = self.stop.cancelled() => {}
-        }
-        Some(batch)
+impl Deliver for StreamPool<RecordLane> {
+    async fn deliver(&self, batch: Vec<Event>) {
+        deliver(self, batch).await;
     }
 }
 

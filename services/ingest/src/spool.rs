@@ -170,6 +170,11 @@ impl Spool {
         self.next - self.acknowledged
     }
 
+    /// The number of the first record that is not acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
     /// Whether all is acknowledged.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

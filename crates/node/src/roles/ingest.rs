@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sightline_ingest::{Pipeline, Service, pipeline::Upstreams, shared::Shared as Verdicts};
+use sightline_ingest::{Pipeline, Service, pipeline::Upstreams, shared::Shared as Verdicts, spool::Spool};
 use sightline_mesh::{
     Deadline,
     auth::service_token,
@@ -16,7 +16,7 @@ use tonic::service::{Routes, interceptor::InterceptedService};
 use super::{MESSAGE_SLACK, Running, Shared};
 use crate::{NodeConfig, NodeError, Role};
 
-pub(crate) fn start(
+pub(crate) async fn start(
     config: &NodeConfig,
     listener: TcpListener,
     shared: &Shared,
@@ -29,6 +29,7 @@ pub(crate) fn start(
         ratelimiter: Endpoints::new("ratelimiter", &ingest.ratelimiter, &metadata)?,
         stats: Endpoints::new("stats", &ingest.stats, &metadata)?,
         shared: Verdicts::from_config(ingest, &shared.dependencies)?,
+        spool: spool(config).await?,
     };
     let pipeline = Pipeline::start(ingest, &config.policy, upstreams);
     // A batch carries several images; beyond this the transport itself refuses the message.
@@ -48,4 +49,15 @@ pub(crate) fn start(
         async move { pipeline.finish(Deadline::after(drain)).await }
     };
     Ok((Running::start(Role::Ingest, server, lifecycle, Box::pin(finish)), pipeline))
+}
+
+/// Where events wait while the statistics are away. Opening it reads what is left there.
+async fn spool(config: &NodeConfig) -> Result<Option<Spool>, NodeError> {
+    let (limit, durability) = (config.ingest.spool_max_bytes.0, config.ingest.spool_durability);
+    if limit == 0 {
+        return Ok(None);
+    }
+    let folder = config.node.data_dir.join(&config.ingest.spool_dir);
+    let opening = tokio::task::spawn_blocking(move || Spool::open(&folder, limit, durability));
+    Ok(Some(opening.await.expect("opening is neither cancelled nor does it panic")?))
 }

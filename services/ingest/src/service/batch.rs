@@ -101,6 +101,7 @@ mod tests {
             ratelimiter: nobody("ratelimiter"),
             stats: nobody("stats"),
             shared: None,
+            spool: None,
         };
         let config = IngestConfig {
             batch_concurrency: 1,

@@ -163,7 +163,7 @@ async fn applied(session: &Session) -> Result<Vec<Migration>, Trouble> {
 async fn step(session: &Session) -> Result<Option<Migration>, Trouble> {
     let client = &session.client;
     let opening = format!(
-        "BEGIN; SET LOCAL lock_timeout = {}; SELECT pg_advisory_xact_lock({LOCK});
+        "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL client_min_messages = warning; SELECT pg_advisory_xact_lock({LOCK});
          CREATE SCHEMA IF NOT EXISTS sightline_stats;
          CREATE TABLE IF NOT EXISTS sightline_stats.migrations (
             version int4 PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
