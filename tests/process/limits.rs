@@ -6,7 +6,7 @@ use sightline_proto::ratelimiter::{
     CheckRequest, CheckStreamRequest, check_stream_response::Result as Answer,
     rate_limiter_service_client::RateLimiterServiceClient,
 };
-use sightline_servers::{Error, Redis};
+use sightline_servers::{Redis, there};
 use sightline_testkit::Process;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -38,14 +38,7 @@ const CHECKS: usize = 200_000;
 const BULK_KEYS: usize = 4;
 
 fn redis() -> Option<Redis> {
-    match Redis::start(&[]) {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(std::env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-        started => Some(started.unwrap()),
-    }
+    there(Redis::start(&[]))
 }
 
 fn replicas(redis: &Redis, folder: &TempDir, settings: &[&str]) -> Option<Vec<Process>> {

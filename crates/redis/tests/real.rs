@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a panic here is a failed test
 
 use std::{
-    env, fs,
+    fs,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -10,23 +10,11 @@ use std::{
 
 use sightline_config::ServerUrl;
 use sightline_redis::{Link, LinkError, Options, Script, Topology, Value, cmd};
-use sightline_servers::{Error, Home, Redis, RedisCluster, Result, Server, Spec, find, free_port};
+use sightline_servers::{Home, Redis, RedisCluster, Result, Server, Spec, find, free_port, there};
 use sightline_telemetry::dependencies::Dependencies;
 
 /// No test waits longer for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Without the program the test is skipped, and says so; `cargo xtask test` makes that a failure.
-fn there<T>(started: Result<T>) -> Option<T> {
-    match started {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-        started => Some(started.unwrap()),
-    }
-}
 
 /// Patient enough for a machine that is busy with other tests.
 fn patient() -> Options {

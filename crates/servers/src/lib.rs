@@ -15,6 +15,7 @@ mod postgres;
 mod process;
 mod prometheus;
 mod redis;
+mod there;
 mod tools;
 mod toxiproxy;
 
@@ -26,6 +27,7 @@ pub use postgres::Postgres;
 pub use process::{Server, Spec, free_port, is_root};
 pub use prometheus::Prometheus;
 pub use redis::{Redis, RedisCluster};
+pub use there::there;
 pub use tools::{TOOLS_VARIABLE, find, use_tools};
 pub use toxiproxy::{Proxy, Toxiproxy};
 

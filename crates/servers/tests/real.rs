@@ -3,26 +3,11 @@
 #![allow(clippy::unwrap_used)] // a panic here is a failed test
 
 use std::{
-    env,
-    io::Write,
     net::TcpStream,
     time::{Duration, Instant},
 };
 
-use sightline_servers::{Error, Jaeger, PgBouncer, Postgres, Prometheus, Redis, RedisCluster, Result};
-
-/// Without the program the test is skipped, and says so; `cargo xtask test` makes that a failure.
-fn there<T>(started: Result<T>) -> Option<T> {
-    match started {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            // Not eprintln!: what goes through the macro is captured.
-            writeln!(std::io::stderr(), "SKIPPED: {error}").ok();
-            None
-        }
-        started => Some(started.unwrap()),
-    }
-}
+use sightline_servers::{Error, Jaeger, PgBouncer, Postgres, Prometheus, Redis, RedisCluster, there};
 
 #[test]
 fn a_redis_is_killed_and_comes_back_empty() {

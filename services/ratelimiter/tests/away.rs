@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    env,
     io::Write,
     time::{Duration, Instant},
 };
@@ -14,7 +13,7 @@ use sightline_proto::ratelimiter::{
     CheckRequest, CheckResponse, WhenAway, rate_limiter_service_client::RateLimiterServiceClient,
 };
 use sightline_ratelimiter::{Deps, RateLimiter, RateLimiterConfig, build};
-use sightline_servers::{Error, Redis, Toxiproxy};
+use sightline_servers::{Redis, Toxiproxy, there};
 use sightline_telemetry::dependencies::Dependencies;
 use tonic::{service::Routes, transport::Channel};
 
@@ -48,18 +47,6 @@ burst = 12
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What a check may take when Redis is away. Of many the median is held to it: this machine may be busy.
 const BOUND: Duration = Duration::from_millis(5);
-
-/// Without the program the test is skipped, and says so; `cargo xtask test` makes that a failure.
-fn there<T>(started: sightline_servers::Result<T>) -> Option<T> {
-    match started {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-        started => Some(started.unwrap()),
-    }
-}
 
 struct Limiter {
     client: RateLimiterServiceClient<Channel>,

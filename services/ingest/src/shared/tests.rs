@@ -1,7 +1,6 @@
 //! Against a real Redis.
 
 use std::{
-    io::Write,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,7 +11,7 @@ use std::{
 use sightline_config::ServerUrl;
 use sightline_mesh::RpcError;
 use sightline_redis::Options;
-use sightline_servers::{Error, Redis};
+use sightline_servers::{Redis, there};
 
 use super::*;
 
@@ -25,14 +24,7 @@ const TIMES: Times = Times {
 
 /// A Redis, or a visible skip.
 async fn redis() -> Option<Redis> {
-    match tokio::task::spawn_blocking(|| Redis::start(&[])).await.unwrap() {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(std::env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            writeln!(std::io::stderr(), "SKIPPED: {error}").ok();
-            None
-        }
-        started => Some(started.unwrap()),
-    }
+    there(tokio::task::spawn_blocking(|| Redis::start(&[])).await.unwrap())
 }
 
 /// A replica: a connection of its own. It waits longer than in production, because a machine of tests is busy.

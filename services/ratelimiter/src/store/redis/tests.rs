@@ -3,29 +3,16 @@
 
 use std::{
     collections::HashMap,
-    env,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Instant,
 };
 
 use sightline_config::ServerUrl;
 use sightline_redis::Options;
-use sightline_servers::{Error, Redis, RedisCluster};
+use sightline_servers::{Redis, RedisCluster, there};
 
 use super::*;
 use crate::{rules::RuleSet, store::conformance};
-
-/// Without the program the test is skipped, and says so; `cargo xtask test` makes that a failure.
-fn there<T>(started: sightline_servers::Result<T>) -> Option<T> {
-    match started {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-        started => Some(started.unwrap()),
-    }
-}
 
 /// Patient enough for a machine that is busy with other tests.
 const PATIENT: Duration = Duration::from_secs(10);

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    env,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
@@ -10,7 +9,7 @@ use std::{
 };
 
 use sightline_config::{HumanDuration, ServerUrl};
-use sightline_servers::{Error, PgBouncer, Postgres};
+use sightline_servers::{PgBouncer, Postgres, there};
 use sightline_telemetry::dependencies::Dependencies;
 use uuid::Uuid;
 
@@ -44,18 +43,9 @@ fn servers() -> Option<Arc<Servers>> {
         let bouncer = PgBouncer::start(&postgres, BOUNCER_POOL)?;
         Ok(Servers { bouncer, postgres })
     };
-    match start() {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-        started => {
-            let servers = Arc::new(started.unwrap());
-            *running = Arc::downgrade(&servers);
-            Some(servers)
-        }
-    }
+    let servers = Arc::new(there(start())?);
+    *running = Arc::downgrade(&servers);
+    Some(servers)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
