@@ -1,4 +1,4 @@
-//! Real servers as child processes: Redis, PostgreSQL, PgBouncer, toxiproxy, Jaeger, Prometheus.
+//! Real servers as child processes: Redis, PostgreSQL, PgBouncer, toxiproxy, Jaeger, Prometheus, Kubernetes.
 //!
 //! What the tests, the benchmarks and `cargo xtask cluster` share. Each server listens on a free port of 127.0.0.1,
 //! keeps its files and its log in a folder of its own, is ready when `start` returns, and dies with the process that
@@ -10,6 +10,7 @@ pub mod cluster;
 mod home;
 mod http;
 mod jaeger;
+mod kubernetes;
 mod pgbouncer;
 mod postgres;
 mod process;
@@ -22,6 +23,7 @@ mod toxiproxy;
 pub use home::Home;
 pub use http::{Answer, request};
 pub use jaeger::Jaeger;
+pub use kubernetes::Kubernetes;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
 pub use process::{Server, Spec, free_port, is_root};

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sightline_servers::{Error, Jaeger, PgBouncer, Postgres, Prometheus, Redis, RedisCluster, there};
+use sightline_servers::{
+    Error, Jaeger, Kubernetes, PgBouncer, Postgres, Prometheus, Redis, RedisCluster, there,
+};
 
 #[test]
 fn a_redis_is_killed_and_comes_back_empty() {
@@ -68,4 +70,17 @@ fn a_server_that_cannot_start_names_its_log() {
         other => panic!("{other:?}"),
     }
     assert!(since.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn kubernetes_makes_what_its_controllers_are_for() {
+    let Some(kubernetes) = there(Kubernetes::start()) else { return };
+    let version = kubernetes.send("GET", "/version", "").unwrap().body;
+    assert!(version.contains("\"gitVersion\": \"v1."), "Helm asks for the version: {version}");
+    kubernetes.kubectl(&["create", "deployment", "web", "--image=web", "--replicas=2"]).unwrap();
+    let since = Instant::now();
+    let pods = ["get", "pods", "-o", "name"];
+    while kubernetes.kubectl(&pods).unwrap().lines().count() < 2 {
+        assert!(since.elapsed() < Duration::from_secs(30), "no controller made the pods");
+    }
 }
