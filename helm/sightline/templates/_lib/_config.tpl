@@ -1,0 +1,123 @@
+{{/* The TOML configuration of a component: what the chart decides, then the keys under `settings`. */}}
+
+{{/* Key = value lines of a map. JSON's strings, numbers, booleans and lists are TOML's too. */}}
+{{- define "sightline.settings" -}}
+{{- range $key, $value := . }}
+{{ $key }} = {{ toJson $value }}
+{{- end }}
+{{- end -}}
+
+{{/* An address as often as there shall be connections to it: each connection looks the name up for itself. */}}
+{{- define "sightline.addresses" -}}
+{{- $address := .address -}}
+{{- $all := list -}}
+{{- range until (int .count) }}{{ $all = append $all $address }}{{ end -}}
+{{- toJson $all -}}
+{{- end -}}
+
+{{- define "sightline.config" -}}
+{{- $values := .root.Values -}}
+{{- $own := index $values (include "sightline.valuesKey" .name) -}}
+{{- $alone := eq .name "all-in-one" -}}
+[node]
+data_dir = "/var/lib/sightline"
+insecure = {{ if include "sightline.insecure" .root }}true{{ else }}false{{ end }}
+
+[telemetry]
+log = {{ toJson $values.telemetry.log }}
+log_format = "json"
+admin_listen = "{{ $values.bindAddress }}:7400"
+{{- with $values.telemetry.otlpEndpoint }}
+otlp_endpoint = {{ toJson . }}
+{{- end }}
+{{- with $values.auth }}
+{{- if .secretName }}
+
+[auth]
+{{ get (dict "jwks" "jwks_file" "publicKey" "public_key_file" "sharedSecret" "secret_file") .kind }} = "/etc/sightline-auth/key"
+{{- if has $.name (list "ingest" "all-in-one") }}
+service_token_file = "/etc/sightline-auth/service-token"
+{{- end }}
+audience = {{ toJson .audience }}
+{{- with .issuer }}
+issuer = {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $role := .roles }}
+{{- $section := index $values $role }}
+{{- $bind := ternary "127.0.0.1" $values.bindAddress (and $alone (ne $role "ingest")) }}
+
+[{{ $role }}]
+listen = "{{ $bind }}:{{ include "sightline.port" $role }}"
+drain_timeout = "{{ $own.drainSeconds }}s"
+{{- if and (eq $role "ingest") (not $alone) }}
+{{- range $upstream := list "classifier" "ratelimiter" "stats" }}
+{{- $address := include "sightline.address" (dict "root" $.root "name" $upstream) }}
+{{ $upstream }} = {{ include "sightline.addresses" (dict "address" $address "count" (index $section.connections $upstream)) }}
+{{- end }}
+{{- end }}
+{{- if eq $role "classifier" }}
+device = "{{ ternary "cuda:0" "cpu" (eq $section.device "cuda") }}"
+models = {{ include "sightline.models" $.root }}
+{{- end }}
+{{- if eq $role "ratelimiter" }}
+rules = {{ toJson (ternary "/etc/sightline/rules.toml" $section.rules (ne $section.customRules "")) }}
+{{- end }}
+{{- include "sightline.settings" $section.settings }}
+{{- if eq $role "ingest" }}
+{{- with $values.policy }}
+
+[policy]
+{{- include "sightline.settings" . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{ end -}}
+
+{{/* The files of a component's ConfigMap. */}}
+{{- define "sightline.configFiles" -}}
+sightline.toml: |
+  {{- include "sightline.config" . | trim | nindent 2 }}
+{{- if and (has "ratelimiter" .roles) .root.Values.ratelimiter.customRules }}
+rules.toml: |
+  {{- .root.Values.ratelimiter.customRules | trim | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "sightline.modelFolder" -}}
+{{- $source := .Values.classifier.modelSource -}}
+{{- if eq $source.kind "image" }}{{ $source.imagePath }}{{ else }}/models{{ end -}}
+{{- end -}}
+
+{{- define "sightline.models" -}}
+{{- $folders := list -}}
+{{- range .Values.classifier.models }}
+{{- $folders = append $folders (printf "%s/%s" (include "sightline.modelFolder" $) .) }}
+{{- end }}
+{{- toJson $folders -}}
+{{- end -}}
+
+{{/* Secrets, by reference, under the names that the program reads. */}}
+{{- define "sightline.env" -}}
+{{- $values := .root.Values -}}
+{{- $secrets := list -}}
+{{- if has "ratelimiter" .roles }}
+{{- $secrets = append $secrets (dict "name" "SIGHTLINE_RATELIMITER_REDIS_URL" "from" $values.redis.ratelimiter) }}
+{{- end }}
+{{- if has "ingest" .roles }}
+{{- $secrets = append $secrets (dict "name" "SIGHTLINE_INGEST_CACHE_REDIS_URL" "from" $values.redis.cache) }}
+{{- end }}
+{{- if and (has "stats" .roles) (eq $values.stats.store "postgres") }}
+{{- $secrets = append $secrets (dict "name" "SIGHTLINE_STATS_POSTGRES_URL" "from" $values.postgres) }}
+{{- end }}
+{{- range $secrets }}
+{{- if .from.secretName }}
+- name: {{ .name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .from.secretName }}
+      key: {{ .from.key }}
+{{- end }}
+{{- end }}
+{{- end -}}

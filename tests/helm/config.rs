@@ -1,0 +1,54 @@
+//! The chart and the program agree on settings.
+
+use std::{collections::BTreeSet, fs};
+
+use sightline_testkit::{Process, setup};
+
+use crate::support::{Objects, PROFILES};
+
+/// Variables of settings that are made in the same issue, until docs/CONFIG.md has them.
+const COMING: [&str; 3] =
+    ["SIGHTLINE_RATELIMITER_REDIS_URL", "SIGHTLINE_INGEST_CACHE_REDIS_URL", "SIGHTLINE_STATS_POSTGRES_URL"];
+
+#[test]
+fn every_variable_of_a_pod_is_a_setting() {
+    let documented = fs::read_to_string(setup::repository().join("docs/CONFIG.md")).unwrap();
+    for profile in &PROFILES {
+        let Some(objects) = Objects::of(profile.name, &[]) else { return };
+        let mut names = BTreeSet::new();
+        for (_, pod) in objects.pods() {
+            let env = pod["containers"][0]["env"].as_array().into_iter().flatten();
+            names.extend(env.map(|entry| entry["name"].as_str().unwrap().to_owned()));
+        }
+        for name in names.iter().filter(|name| !COMING.contains(&name.as_str())) {
+            assert!(documented.contains(&format!("`{name}`")), "{name} is no setting");
+        }
+    }
+}
+
+/// Settings of every type, as values.yaml takes them.
+const SETTINGS: [&str; 4] = [
+    r#"ingest.settings={"cors_origins":["https://a.example.com"],"max_pixels":33177600,"cache_ttl":"1m"}"#,
+    r#"ratelimiter.settings={"max_keys":20000000}"#,
+    r#"stats.settings={"durability":"process"}"#,
+    r#"policy={"severe":1,"mild":0.25,"version":"2 \"quoted\""}"#,
+];
+
+#[test]
+fn the_program_takes_every_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    for (profile, set) in
+        PROFILES.iter().map(|profile| (profile, &[][..])).chain([(&PROFILES[1], &SETTINGS[..])])
+    {
+        let Some(objects) = Objects::of(profile.name, set) else { return };
+        let files = objects.0.iter().filter(|object| object["data"]["sightline.toml"].is_string());
+        for object in files {
+            let file = folder.path().join("sightline.toml");
+            fs::write(&file, object["data"]["sightline.toml"].as_str().unwrap()).unwrap();
+            let Some(mut command) = Process::command() else { return };
+            let output = command.args(["config", "print", "--config"]).arg(&file).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{} of {}: {said}", object["metadata"]["name"], profile.name);
+        }
+    }
+}
