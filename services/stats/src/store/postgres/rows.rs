@@ -23,6 +23,19 @@ fn key(event: &Event) -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
+/// What stands for a rollup: the first 16 bytes of the BLAKE3 hash of its columns. Texts end in NUL, which they do not
+/// hold (see `names`), so no two rollups are hashed alike.
+fn rollup(event: &Event) -> Uuid {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&event.hour.0.to_le_bytes()).update(&[event.level, event.source]);
+    for text in [&event.tenant, &event.user, &event.application] {
+        hasher.update(text.as_bytes()).update(&[0]);
+    }
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    Uuid::from_bytes(bytes)
+}
+
 /// The batches of one transaction.
 pub(super) type Group = [Vec<Event>];
 
@@ -39,18 +52,14 @@ struct Candidate {
 pub(super) struct Prepared {
     /// Sorted by key, each once.
     candidates: Vec<Candidate>,
-    /// Indexes into `candidates`, in the order of the rollups' primary key.
-    by_rollup: Vec<u32>,
+    /// The rollup of each candidate, by its index, in the order of the rollups' keys.
+    by_rollup: Vec<(Uuid, u32)>,
     /// One per batch; refused ones are final, the others hold duplicates inside the group.
     pub outcomes: Vec<Result<Recorded, StoreError>>,
     /// The earliest hour that would be written.
     pub earliest: i64,
     /// Where it would be written.
     pub partitions: BTreeSet<Partition>,
-}
-
-fn rollup(event: &Event) -> (&str, i64, &str, &str, u8, u8) {
-    (&event.tenant, event.hour.0, &event.user, &event.application, event.level, event.source)
 }
 
 impl Prepared {
@@ -80,9 +89,9 @@ impl Prepared {
             }
             same
         });
-        let event = |index: &u32| at(group, candidates[*index as usize]);
-        let mut by_rollup: Vec<u32> = (0..).take(candidates.len()).collect();
-        by_rollup.sort_unstable_by(|a, b| rollup(event(a)).cmp(&rollup(event(b))));
+        let rollups = candidates.iter().map(|candidate| rollup(at(group, *candidate)));
+        let mut by_rollup: Vec<(Uuid, u32)> = rollups.zip(0..).collect();
+        by_rollup.sort_unstable();
         let partitions =
             hours.iter().flat_map(|&hour| [Partition::day(hour), Partition::month(hour)]).collect();
         let earliest = hours.first().copied().unwrap_or(i64::MAX);
@@ -125,17 +134,11 @@ impl Prepared {
             }
         }
         let mut rollups = Rollups::default();
-        let counted = self.by_rollup.iter().filter(|index| new[**index as usize]);
-        let mut last: Option<&Event> = None;
-        for event in counted.map(|index| at(group, self.candidates[*index as usize])) {
+        for (key, index) in self.by_rollup.iter().filter(|(_, index)| new[*index as usize]) {
             match rollups.frames.last_mut() {
-                Some(frames) if last.is_some_and(|last| rollup(last) == rollup(event)) => *frames += 1,
-                _ => {
-                    rollups.columns.push(event);
-                    rollups.frames.push(1);
-                }
+                Some(frames) if rollups.keys.last() == Some(key) => *frames += 1,
+                _ => rollups.push(*key, 1, at(group, self.candidates[*index as usize])),
             }
-            last = Some(event);
         }
         (outcomes, rollups)
     }
@@ -190,11 +193,13 @@ impl Events<'_> {
     }
 }
 
-/// Rows for the table of rollups.
+/// Rows for the table of rollups, sorted by key.
 #[derive(Debug, Default)]
 pub(super) struct Rollups<'g> {
-    columns: Columns<'g>,
+    keys: Vec<Uuid>,
     frames: Vec<i64>,
+    events: Vec<&'g Event>,
+    columns: Columns<'g>,
 }
 
 impl Rollups<'_> {
@@ -202,17 +207,56 @@ impl Rollups<'_> {
         self.frames.is_empty()
     }
 
-    /// `$1` to `$7` of the statement that counts.
-    pub(super) fn parameters(&self) -> [Parameter<'_>; 7] {
+    /// The first and the last hour: with them PostgreSQL looks at no other month.
+    pub(super) fn hours(&self) -> (i32, i32) {
+        let hours = || self.columns.hours.iter().copied();
+        (hours().min().unwrap_or_default(), hours().max().unwrap_or_default())
+    }
+
+    /// `$1` to `$3` of the statement that counts up.
+    pub(super) fn counts(&self) -> [Parameter<'_>; 3] {
         [
-            (&self.columns.tenants, Type::TEXT_ARRAY),
+            (&self.keys, Type::UUID_ARRAY),
             (&self.columns.hours, Type::INT4_ARRAY),
-            (&self.columns.users, Type::TEXT_ARRAY),
-            (&self.columns.applications, Type::TEXT_ARRAY),
-            (&self.columns.levels, Type::INT2_ARRAY),
-            (&self.columns.sources, Type::INT2_ARRAY),
             (&self.frames, Type::INT8_ARRAY),
         ]
+    }
+
+    /// `$1` to `$8` of the statement that makes rollups.
+    pub(super) fn parameters(&self) -> [Parameter<'_>; 8] {
+        [
+            (&self.keys, Type::UUID_ARRAY),
+            (&self.frames, Type::INT8_ARRAY),
+            (&self.columns.hours, Type::INT4_ARRAY),
+            (&self.columns.levels, Type::INT2_ARRAY),
+            (&self.columns.sources, Type::INT2_ARRAY),
+            (&self.columns.tenants, Type::TEXT_ARRAY),
+            (&self.columns.users, Type::TEXT_ARRAY),
+            (&self.columns.applications, Type::TEXT_ARRAY),
+        ]
+    }
+}
+
+impl<'g> Rollups<'g> {
+    /// Those whose keys are not among `counted`.
+    pub(super) fn without(&self, mut counted: Vec<Uuid>) -> Rollups<'g> {
+        let mut rest = Rollups::default();
+        if counted.len() < self.keys.len() {
+            counted.sort_unstable();
+            for ((key, frames), event) in self.keys.iter().zip(&self.frames).zip(&self.events) {
+                if counted.binary_search(key).is_err() {
+                    rest.push(*key, *frames, event);
+                }
+            }
+        }
+        rest
+    }
+
+    fn push(&mut self, key: Uuid, frames: i64, event: &'g Event) {
+        self.keys.push(key);
+        self.frames.push(frames);
+        self.events.push(event);
+        self.columns.push(event);
     }
 }
 
@@ -243,6 +287,21 @@ mod tests {
     }
 
     #[test]
+    fn rollups_with_other_columns_have_other_keys() {
+        let one = event(1, "a", "bc");
+        assert_eq!(rollup(&one), rollup(&event(2, "a", "bc")));
+        let others = [
+            event(1, "ab", "c"),
+            event(1, "", "abc"),
+            Event { user: "b".into(), application: "c".into(), ..one.clone() },
+            Event { level: 2, ..one.clone() },
+            Event { source: 2, ..one.clone() },
+            Event { hour: Hour(480_001), ..one.clone() },
+        ];
+        assert!(others.iter().all(|other| rollup(other) != rollup(&one)));
+    }
+
+    #[test]
     fn a_group_is_sorted_merged_and_each_batch_knows_what_became_of_it() {
         let group = [
             vec![event(3, "", "b"), event(1, "", "a"), event(2, "", "a")],
@@ -260,6 +319,20 @@ mod tests {
         let (outcomes, rollups) = prepared.settle(&group, stored);
         let counts: Vec<_> = outcomes.into_iter().flatten().map(|one| (one.stored, one.duplicates)).collect();
         assert_eq!(counts, [(3, 0), (0, 2)]);
-        assert_eq!((rollups.columns.users, rollups.frames), (vec!["a", "b"], vec![2, 1]));
+        assert!(rollups.keys.is_sorted());
+        let count = |rollups: &Rollups<'_>| {
+            let mut counts: Vec<(String, i64)> = rollups
+                .columns
+                .users
+                .iter()
+                .map(|user| (*user).to_owned())
+                .zip(rollups.frames.clone())
+                .collect();
+            counts.sort();
+            counts
+        };
+        assert_eq!(count(&rollups), [("a".into(), 2), ("b".into(), 1)]);
+        assert_eq!(count(&rollups.without(vec![rollup(&group[0][0])])), [("a".into(), 2)]);
+        assert!(rollups.without(rollups.keys.clone()).is_empty());
     }
 }

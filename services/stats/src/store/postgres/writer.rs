@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc, oneshot};
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row, types::Type};
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -44,15 +44,28 @@ const STORE: Statement<'static> = Statement {
             ON CONFLICT DO NOTHING RETURNING key)
           SELECT (SELECT forgotten_before FROM sightline_stats.state), (SELECT array_agg(key) FROM stored)",
 };
-/// Adds to the rollups, in the order of their primary key.
-const COUNT: Statement<'static> = Statement {
+/// Counts rollups up that are there, in the order of their keys, and says which: most of them, and twice as cheap as
+/// making them with `ON CONFLICT`. One index look-up each, see [`IN_ORDER`].
+const COUNT_UP: Statement<'static> = Statement {
     name: "count events",
-    sql: "INSERT INTO sightline_stats.rollups AS old
-            (tenant, hour, user_id, application, level, source, frames)
-          SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7)
-          ON CONFLICT (tenant, hour, user_id, application, level, source)
-          DO UPDATE SET frames = old.frames + excluded.frames",
+    sql: "WITH counted AS (
+            UPDATE sightline_stats.rollups AS old SET frames = old.frames + new.frames
+            FROM unnest($1, $2, $3) AS new (key, hour, frames)
+            WHERE old.hour = new.hour AND old.key = new.key AND old.hour BETWEEN $4 AND $5 RETURNING old.key)
+          SELECT array_agg(key) FROM counted",
 };
+/// Makes the other rollups; another replica may have made one since.
+const COUNT_NEW: Statement<'static> = Statement {
+    name: "make rollups",
+    sql: "INSERT INTO sightline_stats.rollups AS old
+            (key, frames, hour, level, source, tenant, user_id, application)
+          SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
+          ON CONFLICT (hour, key) DO UPDATE SET frames = old.frames + excluded.frames",
+};
+/// Makes PostgreSQL go through the keys as they come, whatever it believes about the tables' sizes: rows are locked in the
+/// same order by all replicas, and a table is never read as a whole.
+const IN_ORDER: &str = "; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
+                        SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off";
 
 /// A batch that waits. Its permit counts its events until it is answered, whether or not somebody still listens.
 #[derive(Debug)]
@@ -171,7 +184,8 @@ impl Writer {
                 return Ok(prepared.outcomes);
             }
             self.make(&prepared.partitions).await?;
-            let mut transaction = Transaction::new(&self.database, begin(self.statement_timeout)).await?;
+            let opening = begin(self.statement_timeout) + IN_ORDER;
+            let mut transaction = Transaction::new(&self.database, opening).await?;
             match self.store(&mut transaction, group, &prepared).await {
                 // Ids were forgotten since: some batch is refused now, so nothing was written. The hour only grows.
                 Ok((now, _)) if now > prepared.earliest => {
@@ -202,14 +216,14 @@ impl Writer {
         let mut parameters = columns.parameters().to_vec();
         parameters.push((&prepared.earliest, Type::INT8));
         let rows = transaction.query(STORE, &parameters).await?;
-        let row = rows.first().ok_or_else(|| Trouble::Unexpected("PostgreSQL gave no row".into()))?;
-        Ok((row.try_get(0)?, row.try_get::<_, Option<Vec<Uuid>>>(1)?.unwrap_or_default()))
+        let stored = keys(&rows, 1)?;
+        Ok((rows[0].try_get(0)?, stored))
     }
 }
 
 /// Counts what was new and commits.
 async fn count(
-    transaction: Transaction<'_>,
+    mut transaction: Transaction<'_>,
     group: &[Vec<Event>],
     mut prepared: Prepared,
     stored: Vec<Uuid>,
@@ -217,10 +231,30 @@ async fn count(
     let (outcomes, rollups) = prepared.settle(group, stored);
     if rollups.is_empty() {
         transaction.commit().await?;
-    } else {
-        transaction.finish(COUNT, &rollups.parameters()).await?;
+        return Ok(outcomes);
+    }
+    let (first, last) = rollups.hours();
+    let mut parameters = rollups.counts().to_vec();
+    parameters.extend([(&first as _, Type::INT4), (&last as _, Type::INT4)]);
+    let counted = match transaction.query(COUNT_UP, &parameters).await.and_then(|rows| keys(&rows, 0)) {
+        Ok(counted) => counted,
+        Err(trouble) => {
+            transaction.rollback().await;
+            return Err(trouble);
+        }
+    };
+    let rest = rollups.without(counted);
+    match rest.is_empty() {
+        true => transaction.commit().await?,
+        false => transaction.finish(COUNT_NEW, &rest.parameters()).await?,
     }
     Ok(outcomes)
+}
+
+/// The keys in a column of the only row; none, when it is null.
+fn keys(rows: &[Row], column: usize) -> Result<Vec<Uuid>, Trouble> {
+    let row = rows.first().ok_or_else(|| Trouble::Unexpected("PostgreSQL gave no row".into()))?;
+    Ok(row.try_get::<_, Option<Vec<Uuid>>>(column)?.unwrap_or_default())
 }
 
 /// Sorting ten thousand events is too long for a tokio worker.

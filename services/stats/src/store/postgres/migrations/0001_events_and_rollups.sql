@@ -13,18 +13,23 @@ CREATE TABLE sightline_stats.events (
 ) PARTITION BY RANGE (hour);
 
 -- How many distinct events there are. Written in the transaction that writes the events, so it is complete at any moment.
+-- `key` stands for hour, tenant, user, application, level and source (see rows.rs): looking up 16 bytes costs half of
+-- looking up the texts. The other indexes hold no count, so that counting up touches none.
 CREATE TABLE sightline_stats.rollups (
-    tenant text COLLATE "C" NOT NULL,
+    key uuid NOT NULL,
+    frames int8 NOT NULL,
     hour int4 NOT NULL,
-    user_id text COLLATE "C" NOT NULL,
-    application text COLLATE "C" NOT NULL,
     level int2 NOT NULL,
     source int2 NOT NULL,
-    frames int8 NOT NULL,
-    PRIMARY KEY (tenant, hour, user_id, application, level, source)
+    tenant text COLLATE "C" NOT NULL,
+    user_id text COLLATE "C" NOT NULL,
+    application text COLLATE "C" NOT NULL,
+    PRIMARY KEY (hour, key)
 ) PARTITION BY RANGE (hour);
 
--- One user's counts. Holds no count, so that counting up does not touch it.
+-- A tenant's hours, in the order of pages.
+CREATE INDEX rollups_by_hour ON sightline_stats.rollups (tenant, hour, user_id, application, level, source);
+-- One user's counts.
 CREATE INDEX rollups_by_user ON sightline_stats.rollups (tenant, user_id, hour);
 
 -- One row: events before this hour are refused, because their ids may have been forgotten.
