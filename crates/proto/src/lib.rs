@@ -40,6 +40,31 @@ pub mod sightline {
     }
 }
 
+/// What is answered of Envoy's rate limit service: a foreign contract, with its names.
+pub mod envoy {
+    pub mod extensions {
+        pub mod common {
+            pub mod ratelimit {
+                pub mod v3 {
+                    include!("gen/envoy.extensions.common.ratelimit.v3.rs");
+                }
+            }
+        }
+    }
+    pub mod service {
+        pub mod ratelimit {
+            pub mod v3 {
+                include!("gen/envoy.service.ratelimit.v3.rs");
+            }
+        }
+    }
+    pub mod r#type {
+        pub mod v3 {
+            include!("gen/envoy.r#type.v3.rs");
+        }
+    }
+}
+
 pub use sightline::{
     classifier::v1 as classifier, ingest::v1 as ingest, ratelimiter::v1 as ratelimiter, stats::v1 as stats,
     status::v1 as status, verdict::v1 as verdict,

@@ -128,6 +128,12 @@ impl Quota {
         })
     }
 
+    /// How long `hits` have to wait on a counter that is as if never used after `reset_after`.
+    pub fn wait(&self, reset_after: Duration, hits: u32) -> Duration {
+        let cost = Duration::from_nanos(self.interval.saturating_mul(hits.into()));
+        (reset_after + cost).saturating_sub(Duration::from_nanos(self.refill))
+    }
+
     /// In whole microseconds, both rounded so that never more is admitted than asked for.
     pub fn in_micros(&self) -> Micros {
         let interval = self.interval.div_ceil(1000);

@@ -4,6 +4,8 @@
 //! at their counters and charges all or none, by [`gcra`] → the answer says how each rule stands and, when refused,
 //! when to come back.
 //!
+//! Gateways ask the same counters through [`envoy`].
+//!
 //! Invariants
 //! - Over any window of length `W` a counter admits at most `burst + W · limit / per` hits.
 //! - A refused check charges nothing; an admitted one charges every rule that applies.
@@ -17,6 +19,7 @@
 //! Deliberately absent: leases, refunds that callers ask for, reload of rules.
 
 pub mod config;
+pub mod envoy;
 pub mod error;
 pub mod events;
 pub mod gcra;
@@ -32,11 +35,15 @@ use sightline_proto::ratelimiter::rate_limiter_service_server::{
 };
 
 pub use crate::config::RateLimiterConfig;
+use sightline_proto::envoy::service::ratelimit::v3::rate_limit_service_server::{
+    self as envoy_name, RateLimitService, RateLimitServiceServer,
+};
 use sightline_redis::{Link, Options, TargetError};
 use sightline_telemetry::dependencies::Dependencies;
 
 use crate::{
     config::ValueError,
+    envoy::EnvoyService,
     rules::{RuleSet, RulesError},
     service::{MAX_MESSAGE_BYTES, Service},
     store::{
@@ -45,6 +52,10 @@ use crate::{
         redis::{Clock, RedisStore, Settings},
     },
 };
+
+/// The largest message of a gateway: 64 descriptors of 16 entries would be 2 MB of 4-byte characters, but a proxy's header
+/// fields, from which their values come, have at most 60 KiB in all.
+const MAX_ENVOY_MESSAGE_BYTES: usize = 128 << 10;
 
 /// What the rate limiter needs of the process it runs in.
 #[derive(Debug, Clone, Default)]
@@ -124,6 +135,8 @@ fn settings(config: &RateLimiterConfig) -> Settings {
 impl RateLimiter {
     /// The gRPC name of the service, for health.
     pub const SERVICE_NAME: &'static str = SERVICE_NAME;
+    /// The gRPC name of the service for gateways.
+    pub const ENVOY_SERVICE_NAME: &'static str = envoy_name::SERVICE_NAME;
 
     /// The rules in force, in the order of their file.
     pub fn rules(&self) -> &RuleSet {
@@ -137,6 +150,12 @@ impl RateLimiter {
             AnyStore::Memory(_) => true,
             AnyStore::Redis(redis) => redis.available_within(time).await,
         }
+    }
+
+    /// The same limiter as Envoy and the gateways built on it call it.
+    pub fn envoy_service(&self) -> RateLimitServiceServer<impl RateLimitService + use<>> {
+        let service = EnvoyService::new(Arc::clone(self.rules.domains()), Arc::clone(&self.store));
+        RateLimitServiceServer::new(service).max_decoding_message_size(MAX_ENVOY_MESSAGE_BYTES)
     }
 
     /// The tonic service with its message sizes set, to be put behind a guard and into routes.

@@ -11,11 +11,14 @@
 //! when_away = "open"      # optional, while shared counters cannot be reached: "open" lets all pass, "closed" none, and
 //!                         # "local_share" (the default) what is this replica's part of the limit
 //! ```
+//!
+//! The same file may have [[domain]] tables for gateways: see [`crate::envoy::descriptors`].
 
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +26,10 @@ use serde::Deserialize;
 use sightline_config::HumanDuration;
 use tracing::warn;
 
-use crate::gcra::{Quota, QuotaError};
+use crate::{
+    envoy::descriptors::{Domains, WrittenDomain},
+    gcra::{Quota, QuotaError},
+};
 
 /// A check walks all rules; and every rule that applies is a counter to keep.
 pub const MAX_RULES: usize = 64;
@@ -72,6 +78,14 @@ pub enum RulesError {
         /// What it must be.
         problem: String,
     },
+    /// A domain of descriptors says something that cannot be.
+    #[error("{origin}: {problem}")]
+    Domain {
+        /// The file or preset.
+        origin: String,
+        /// With the domain and the descriptor.
+        problem: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -79,6 +93,8 @@ pub enum RulesError {
 struct File {
     #[serde(default, rename = "rule")]
     rules: Vec<Written>,
+    #[serde(default, rename = "domain")]
+    domains: Vec<WrittenDomain>,
 }
 
 /// A rule as written. Numbers are signed so that a negative one is refused by our message, which names the rule.
@@ -131,6 +147,11 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// The limit of a gateway's descriptor; it has no place among the rules.
+    pub(crate) fn of_descriptor(name: String, quota: Quota, when_away: WhenAway) -> Self {
+        Self { index: usize::MAX, name, keys: Vec::new(), quota, tenants: None, when_away }
+    }
+
     /// Its place in the file, from 0: what tells its counters from another rule's.
     pub fn index(&self) -> usize {
         self.index
@@ -179,6 +200,7 @@ pub struct Counter<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSet {
     rules: Vec<Rule>,
+    domains: Arc<Domains>,
 }
 
 impl RuleSet {
@@ -224,7 +246,14 @@ impl RuleSet {
             })?;
             rules.push(rule);
         }
-        Ok(Self { rules })
+        let domains = Domains::read(file.domains)
+            .map_err(|problem| RulesError::Domain { origin: origin.to_owned(), problem })?;
+        Ok(Self { rules, domains: Arc::new(domains) })
+    }
+
+    /// What gateways may ask about.
+    pub fn domains(&self) -> &Arc<Domains> {
+        &self.domains
     }
 
     /// The rules in the order of the file.

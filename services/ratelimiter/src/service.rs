@@ -31,7 +31,7 @@ pub const MAX_TENANT_CHARS: usize = 128;
 pub const MAX_MESSAGE_BYTES: usize = 32 << 10;
 
 /// A caller that gives no deadline waits no longer than this for one check.
-const LONGEST_CHECK: Duration = Duration::from_secs(5);
+pub(crate) const LONGEST_CHECK: Duration = Duration::from_secs(5);
 
 /// Whether a check or a rule may have this key.
 pub(crate) fn is_key_name(key: &str) -> bool {
@@ -172,7 +172,7 @@ fn validate(request: &CheckRequest) -> Result<(), CheckError> {
 }
 
 /// Counts characters only where the bytes leave it open.
-fn longer_than(text: &str, characters: usize) -> bool {
+pub(crate) fn longer_than(text: &str, characters: usize) -> bool {
     text.len() > characters && text.chars().nth(characters).is_some()
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, process::ExitCode, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::json;
 use sightline_proto::ratelimiter::{
-    CheckRequest, CheckResponse, rate_limiter_service_client::RateLimiterServiceClient,
+    CheckRequest, CheckResponse, RuleStatus, WhenAway, rate_limiter_service_client::RateLimiterServiceClient,
 };
 
 use crate::{
@@ -40,6 +40,16 @@ fn seconds(time: Option<prost_types::Duration>) -> f64 {
     time.and_then(|time| Duration::try_from(time).ok()).unwrap_or_default().as_secs_f64()
 }
 
+/// What the rule did without its shared counters, when it had to.
+fn when_away(rule: &RuleStatus) -> Option<&'static str> {
+    match rule.when_away() {
+        WhenAway::Unspecified => None,
+        WhenAway::Open => Some("open"),
+        WhenAway::Closed => Some("closed"),
+        WhenAway::LocalShare => Some("local_share"),
+    }
+}
+
 fn as_json(response: &CheckResponse) -> Result<()> {
     let rules: Vec<_> = response
         .rules
@@ -50,6 +60,7 @@ fn as_json(response: &CheckResponse) -> Result<()> {
                 "limit": rule.limit,
                 "remaining": rule.remaining,
                 "reset_after_seconds": seconds(rule.reset_after),
+                "when_away": when_away(rule),
             })
         })
         .collect();
@@ -57,6 +68,7 @@ fn as_json(response: &CheckResponse) -> Result<()> {
         "allowed": response.allowed,
         "refused_by": response.refused_by,
         "retry_after_seconds": seconds(response.retry_after),
+        "degraded": response.degraded,
         "rules": rules,
     });
     output::line(&answer.to_string())
@@ -70,6 +82,15 @@ fn as_table(response: &CheckResponse) -> Result<()> {
             response.refused_by,
             seconds(response.retry_after)
         ))?,
+    }
+    if response.degraded {
+        let did =
+            response.rules.iter().filter_map(|rule| Some(format!("{} {}", rule.rule, when_away(rule)?)));
+        let did: Vec<_> = did.collect();
+        output::line(&format!(
+            "the shared counters are away; each rule did what it declares: {}",
+            did.join(", ")
+        ))?;
     }
     let rows: Vec<Vec<String>> = response
         .rules

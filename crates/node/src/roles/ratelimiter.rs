@@ -22,12 +22,13 @@ pub(crate) async fn start(
     let deps = Deps { lifecycle: lifecycle.clone(), dependencies: shared.dependencies.clone() };
     let limiter = build(config, deps)?;
     limiter.ready_within(FIRST_CONNECTION).await;
-    let service = limiter.into_service();
+    let envoy = InterceptedService::new(limiter.envoy_service(), shared.service_guard());
+    let service = InterceptedService::new(limiter.into_service(), shared.service_guard());
     let server = Server {
         name: Role::Ratelimiter.name(),
         listener,
-        routes: Routes::new(InterceptedService::new(service, shared.service_guard())),
-        service_names: vec![RateLimiter::SERVICE_NAME],
+        routes: Routes::new(service).add_service(envoy),
+        service_names: vec![RateLimiter::SERVICE_NAME, RateLimiter::ENVOY_SERVICE_NAME],
         web: None,
         drain_timeout: config.drain_timeout.0,
     };

@@ -2,7 +2,8 @@
 //!
 //! `PREFIX{TAG}ID`. The id is a 128-bit BLAKE3 of tenant, rule and values, so a key says nothing of a user and is as short for
 //! every caller. The tag, of which alone a Cluster computes the slot, is a 64-bit one of the tenant and the user; for a
-//! rule that does not count users, of the tenant and its first key's value. All rules of one user are so decided in one
+//! rule that does not count users, of the tenant and its first key's value; for a gateway's descriptor, of its domain and
+//! first entry. All rules of one user are so decided in one
 //! step, on one node.
 //!
 //! The id knows a rule by its name: replicas with older and newer rules files agree about the rules that both have.
@@ -31,10 +32,15 @@ pub(super) struct Charge {
 
 impl Key {
     fn of(tenant: &str, counter: &Counter<'_>) -> Self {
-        let keys = counter.rule.keys();
+        let (keys, values) = (counter.rule.keys(), &counter.values);
+        let value = |place: usize| values.get(place).copied().unwrap_or_default();
         let anchor = keys.iter().position(|key| key == USER).unwrap_or(0);
-        let (name, value) = (keys.get(anchor).map_or("", String::as_str), counter.values.get(anchor));
-        let tag = hash(b't', [tenant, name, value.copied().unwrap_or_default()].into_iter());
+        let (name, value) = match keys.get(anchor) {
+            Some(name) => (name.as_str(), value(anchor)),
+            // A gateway's descriptor: its values are key, value, key, value.
+            None => (value(0), value(1)),
+        };
+        let tag = hash(b't', [tenant, name, value].into_iter());
         let id = hash(b'c', [tenant, counter.rule.name()].into_iter().chain(counter.values.iter().copied()));
         Self { tag: u64::from_le_bytes(first(&tag)), id: u128::from_le_bytes(first(&id)) }
     }
