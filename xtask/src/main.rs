@@ -29,7 +29,7 @@ cargo xtask COMMAND
   tools                  fetch and build the servers that tests start; prints where: eval \"$(cargo xtask tools)\"
   lint                   formatting, clippy, dependency rules, protos
   gen                    write the generated code and documents anew
-  bench NAME             run a benchmark of benches/: serving
+  bench NAME             run a benchmark of benches/: serving, ratelimiter
   env                    print the variables a plain `cargo build` needs: eval \"$(cargo xtask env)\"
 
 Downloads are pinned by version and hash and kept in ~/.cache/sightline (SIGHTLINE_CACHE), so that clones share them.";
@@ -142,12 +142,15 @@ fn bench(arguments: &[String]) -> Result<ExitCode> {
     let progress = MultiProgress::new();
     let SetUp { libtorch, binary } = set_up(&progress)?;
     let name = match arguments.first().map(String::as_str) {
-        Some(name @ "serving") => name,
-        _ => bail!("bench: name one of: serving"),
+        Some(name @ ("serving" | "ratelimiter")) => name,
+        _ => bail!("bench: name one of: serving, ratelimiter"),
     };
     let mut command = cargo::command(&libtorch);
     command.args(["run", "--release", "-p", "sightline-benches", "--bin", name, "--"]).args(&arguments[1..]);
     command.env("SIGHTLINE_TEST_BINARY", &binary);
+    if name == "ratelimiter" {
+        return cargo::status(&mut command);
+    }
     command.env("SIGHTLINE_TEST_MODEL", model::ensure(&progress, &binary, model::DEFAULT)?);
     command.env("SIGHTLINE_TEST_PACKAGE", model::package(&progress)?);
     command.env("SIGHTLINE_TEST_SAMPLES", samples::folder(&progress)?);
