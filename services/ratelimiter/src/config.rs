@@ -14,8 +14,8 @@ sightline_config::settings! {
         pub listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7403)),
         /// The rules: the preset "production" or "dev", or the path of a TOML file of [[rule]] tables.
         pub rules: String = "production".into(),
-        /// Where counters live that all replicas share: redis://, redis+cluster:// or redis+sentinel://, or the same with
-        /// rediss for TLS (docs/CLUSTER.md). Unset: in this process, for a single replica.
+        /// Where counters live that all replicas share: redis://user:password@host:6379/0, redis+cluster://a:6379,b:6379 or
+        /// redis+sentinel://a:26379,b:26379/master; with rediss, TLS. Unset: in this process, for a single replica.
         pub redis_url: Option<ServerUrl> = None,
         /// The CA that signed Redis's certificate, in PEM. Unset: those that the system trusts.
         pub redis_ca_file: Option<PathBuf> = None,
