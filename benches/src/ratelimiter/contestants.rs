@@ -126,13 +126,16 @@ fn ours(redis: &Redis, folder: &TempDir, options: &Options) -> Result<(Server, u
         "telemetry.admin_listen=127.0.0.1:0".into(),
     ];
     settings.extend(options.set.iter().cloned());
-    let arguments = ["serve", "ratelimiter"].map(str::to_owned).into_iter();
+    // sightline takes every SIGHTLINE_ variable for a setting, and ours are none; `env` becomes sightline.
+    let variables = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("SIGHTLINE_"));
+    let mut arguments: Vec<String> = variables.flat_map(|name| ["-u".to_owned(), name]).collect();
+    arguments.push(PathBuf::from(binary).display().to_string());
+    arguments.extend(["serve", "ratelimiter"].map(str::to_owned));
+    arguments.extend(settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]));
     let server = Server::start(Spec {
         name: "sightline".into(),
-        program: PathBuf::from(binary),
-        arguments: arguments
-            .chain(settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]))
-            .collect(),
+        program: find("env")?,
+        arguments,
         environment: vec![],
         folder: folder.path().to_owned(),
         user: None,
