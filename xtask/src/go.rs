@@ -63,6 +63,18 @@ const CONTROL_PLANE: [(&str, &str); 5] = [
     ("etcd", "go.etcd.io/etcd/server/v3"),
 ];
 
+/// What Kubernetes' programs say their version is: Helm asks, and charts refuse a cluster that is too old.
+const KUBERNETES_FLAGS: &str = "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3 \
+                                -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36";
+/// The module that defines the kinds of the Prometheus operator, and the files of those that our chart uses.
+const OPERATOR: (&str, &str, &str) = (
+    "github.com/prometheus-operator/prometheus-operator",
+    "v0.85.0",
+    "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
+);
+const KINDS: [&str; 2] =
+    ["monitoring.coreos.com_servicemonitors.yaml", "monitoring.coreos.com_prometheusrules.yaml"];
+
 /// Where the programs are kept: a folder for `SIGHTLINE_TOOLS`.
 pub(crate) fn folder() -> Result<PathBuf> {
     Ok(cache::folder()?.join("tools"))
@@ -73,7 +85,8 @@ pub(crate) fn for_tests(progress: &MultiProgress) -> Result<()> {
     for program in [TOXIPROXY, JAEGER, HELM, KUBECONFORM] {
         ensure(progress, &program)?;
     }
-    control_plane(progress)
+    control_plane(progress)?;
+    operators_kinds(progress)
 }
 
 /// What the cluster on one machine needs.
@@ -89,7 +102,7 @@ fn ensure(progress: &MultiProgress, program: &Program) -> Result<()> {
     cache::announce(progress, &format!("building {} {}: a few minutes", program.name, program.version));
     let build = Build::new(progress, program.module, program.version, program.sum)?;
     build.take_over_requirements("")?;
-    build.program(program.package, &file, program.version)
+    build.program(program.package, &file, program.version, "-s -w")
 }
 
 /// The API server with its controllers, its store and its client: a cluster without machines.
@@ -102,7 +115,26 @@ fn control_plane(progress: &MultiProgress) -> Result<()> {
     cache::announce(progress, &format!("building Kubernetes' control plane {version}: about ten minutes"));
     let build = Build::new(progress, module, version, sum)?;
     build.take_over_requirements(KUBERNETES_STAGING)?;
-    CONTROL_PLANE.iter().try_for_each(|(name, package)| build.program(package, &folder.join(name), version))
+    CONTROL_PLANE
+        .iter()
+        .try_for_each(|(name, package)| build.program(package, &folder.join(name), version, KUBERNETES_FLAGS))
+}
+
+/// Definitions of kinds, which the API server of the chart's tests takes: files of a module, not built.
+fn operators_kinds(progress: &MultiProgress) -> Result<()> {
+    let folder = folder()?;
+    let (module, version, sum) = OPERATOR;
+    if KINDS.iter().all(|name| is_built(&folder.join(name), version)) {
+        return Ok(());
+    }
+    let source = Build::new(progress, module, version, sum)?.source.join("example/prometheus-operator-crd");
+    fs::create_dir_all(&folder)?;
+    for name in KINDS {
+        // Read and written, not copied: files of the module cache are read-only.
+        fs::write(folder.join(name), fs::read(source.join(name)).with_context(|| name.to_owned())?)?;
+        fs::write(stamp(&folder.join(name)), version)?;
+    }
+    Ok(())
 }
 
 fn stamp(file: &Path) -> PathBuf {
@@ -175,10 +207,11 @@ impl Build {
         Ok(fs::set_permissions(self.work.path().join("go.sum"), permissions)?)
     }
 
-    fn program(&self, package: &str, file: &Path, version: &str) -> Result<()> {
+    fn program(&self, package: &str, file: &Path, version: &str, flags: &str) -> Result<()> {
         fs::create_dir_all(file.parent().context("the cache is a folder")?)?;
         let partial = file.with_extension("partial");
-        self.go(&["build", "-trimpath", "-ldflags=-s -w", "-o", &partial.display().to_string(), package])?;
+        let flags = format!("-ldflags={flags}");
+        self.go(&["build", "-trimpath", &flags, "-o", &partial.display().to_string(), package])?;
         fs::rename(partial, file)?;
         Ok(fs::write(stamp(file), version)?)
     }
