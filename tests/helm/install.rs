@@ -158,7 +158,8 @@ fn the_production_profile_is_installed_upgraded_and_rolled_back_without_a_gap() 
     release.apply("install", "production", &[]);
     release.assert_all_there();
 
-    // The migration ran before anything else was made, and is gone.
+    // The migration ran before any pod of a service, and its job is gone.
+    assert_migrated_first(&release);
     assert_eq!(release.list("apis/batch/v1", "jobs").len(), 0);
     let counts = [("ingest", 5), ("classifier", 10), ("ratelimiter", 3), ("stats", 2)];
     for (service, count) in counts {
@@ -175,14 +176,27 @@ fn the_production_profile_is_installed_upgraded_and_rolled_back_without_a_gap() 
         assert_eq!(fewest[&format!("production/{service}")], count, "{service} had a gap: {fewest:?}");
         assert_eq!(images(&release.ready(service)), BTreeSet::from(["sightline:0.1.1"]), "{service}");
     }
+    assert_migrated_first(&release);
 
     let ((), fewest) = cluster.kubelets.fewest_ready(|| release.rollback("1"));
     for (service, count) in counts {
         assert_eq!(fewest[&format!("production/{service}")], count, "{service} had a gap: {fewest:?}");
         assert_eq!(images(&release.ready(service)), BTreeSet::from(["sightline:0.1.0"]), "{service}");
     }
+    let started = cluster.kubelets.started("production");
+    assert!(!started.contains(&"migrate".into()), "a rollback leaves the schema as it is: {started:?}");
     release.assert_all_there();
     release.uninstall();
+}
+
+fn on(pods: &[Value], node: &str) -> usize {
+    pods.iter().filter(|pod| pod["spec"]["nodeName"] == node).count()
+}
+
+fn assert_migrated_first(release: &Release) {
+    let started = release.cluster.kubelets.started(release.namespace);
+    let migrations = started.iter().filter(|component| *component == "migrate").count();
+    assert!(started[0] == "migrate" && migrations == 1 && started.len() > 4, "{started:?}");
 }
 
 /// What the controllers and the scheduler made of the production profile.
@@ -203,6 +217,8 @@ fn as_intended(release: &Release) {
         // Over every zone, as far as pods reach, and never on a GPU node.
         assert_eq!(nodes(&pods).len(), pods.len().min(3), "{service}: {:?}", nodes(&pods));
         assert!(!nodes(&pods).contains("gpu1"), "{service}");
+        let most = nodes(&pods).iter().map(|node| on(&pods, node)).max();
+        assert!(most <= Some(pods.len().div_ceil(3)), "{service}: {most:?} of {} in one zone", pods.len());
         // DNS of the headless Service answers with every pod.
         eventually(&format!("endpoints of {service}"), || {
             let slices = release.list("apis/discovery.k8s.io/v1", "endpointslices");

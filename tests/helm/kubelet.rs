@@ -20,26 +20,39 @@ const ROUND: Duration = Duration::from_millis(150);
 /// The fewest ready pods seen at once, by `namespace/component`.
 type Fewest = Arc<Mutex<Option<BTreeMap<String, usize>>>>;
 
+/// Every pod that was started, as `namespace/component`, in order.
+type Started = Arc<Mutex<Vec<String>>>;
+
 pub struct Kubelets {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     fewest: Fewest,
+    started: Started,
 }
 
 impl Kubelets {
     pub fn start(port: u16) -> Self {
         let (stop, fewest) = (Arc::new(AtomicBool::new(false)), Fewest::default());
+        let started = Started::default();
         let thread = thread::spawn({
-            let (stop, fewest) = (Arc::clone(&stop), Arc::clone(&fewest));
+            let stop = Arc::clone(&stop);
+            let mut reporter =
+                Reporter { port, addresses: 0, fewest: Arc::clone(&fewest), started: Arc::clone(&started) };
             move || {
-                let mut reporter = Reporter { port, addresses: 0, fewest };
                 while !stop.load(Ordering::Relaxed) {
                     reporter.round();
                     pause();
                 }
             }
         });
-        Self { stop, thread: Some(thread), fewest }
+        Self { stop, thread: Some(thread), fewest, started }
+    }
+
+    /// The components whose pods were started in a namespace since this was last asked, in order.
+    pub fn started(&self, namespace: &str) -> Vec<String> {
+        let all = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
+        let own = all.iter().filter_map(|name| name.strip_prefix(&format!("{namespace}/")));
+        own.map(ToOwned::to_owned).collect()
     }
 
     /// Runs `during` and returns the fewest ready pods that each component had meanwhile.
@@ -70,6 +83,7 @@ struct Reporter {
     port: u16,
     addresses: u32,
     fewest: Fewest,
+    started: Started,
 }
 
 impl Reporter {
@@ -89,6 +103,7 @@ impl Reporter {
                 self.addresses += 1;
                 let status = running(&pod, self.addresses);
                 self.report("pods", &pod, &status);
+                self.started.lock().unwrap_or_else(PoisonError::into_inner).push(component(&pod));
             }
         }
         for service in self.list("/api/v1/services") {
@@ -146,6 +161,13 @@ fn path(kind: &str, object: &Value) -> String {
         Some(namespace) => format!("/api/v1/namespaces/{namespace}/{kind}/{name}"),
         None => format!("/api/v1/{kind}/{name}"),
     }
+}
+
+/// `namespace/component`.
+fn component(pod: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let labels = &pod["metadata"]["labels"];
+    format!("{}/{}", text(&pod["metadata"]["namespace"]), text(&labels["app.kubernetes.io/component"]))
 }
 
 fn is_true(object: &Value, condition: &str) -> bool {
