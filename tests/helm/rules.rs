@@ -138,3 +138,32 @@ fn alerts_fire_when_they_should_and_only_then() {
 fn rules(alerts: &Value) -> Vec<Value> {
     alerts["groups"][0]["rules"].as_array().unwrap().clone()
 }
+
+/// Whether the alert on errors leaves a reason out.
+fn left_out(alerts: &Value, reason: &str) -> bool {
+    let rule = rules(alerts).into_iter().find(|rule| rule["alert"] == "SightlineErrorsHigh").unwrap();
+    let expression = rule["expr"].as_str().unwrap().to_owned();
+    let (_, rest) = expression.split_once("reason!~\"").unwrap();
+    rest.split('"').next().unwrap().split('|').any(|pattern| match pattern.strip_suffix(".*") {
+        Some(start) => reason.starts_with(start),
+        None => reason == pattern,
+    })
+}
+
+#[test]
+fn errors_that_callers_make_alert_nobody() {
+    let Some(alerts) = alerts() else { return };
+    let text = fs::read_to_string(setup::repository().join("services/ingest/src/error.rs")).unwrap();
+    let mut count = 0;
+    for line in text.lines().filter(|line| line.contains("=> (Code::")) {
+        let reason = line.split('"').nth(1).unwrap();
+        let code = line.split("Code::").nth(1).unwrap().split(',').next().unwrap();
+        let callers = !matches!(code, "Unavailable" | "Internal") && reason != "OVERLOADED";
+        assert_eq!(left_out(&alerts, reason), callers, "{reason}");
+        count += 1;
+    }
+    assert!(count > 15);
+    for ours in ["INTERNAL", "SERVICE_UNAVAILABLE", "DEADLINE_EXCEEDED", "OVERLOADED"] {
+        assert!(!left_out(&alerts, ours), "{ours}");
+    }
+}

@@ -298,6 +298,26 @@ fn only_those_talk_who_must() {
 }
 
 #[test]
+fn certificates_go_to_those_who_check_them() {
+    let Some(objects) = objects("production", &[r#"ca.secretName="own-ca""#]) else { return };
+    for (service, key) in
+        [("ingest", "cache_redis_ca_file"), ("ratelimiter", "redis_ca_file"), ("stats", "postgres_ca_file")]
+    {
+        assert!(
+            objects.config(service).contains(&format!("\n{key} = \"/etc/sightline-ca/ca.crt\"")),
+            "{service}"
+        );
+    }
+    let with_ca = objects.pods().into_iter().filter(|(_, pod)| {
+        let volumes = pod["volumes"].as_array().unwrap();
+        volumes.iter().any(|volume| volume["secret"]["secretName"] == "own-ca")
+    });
+    let names: Vec<_> = with_ca.map(|(name, _)| name.trim_start_matches("sightline-").to_owned()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(!names.contains(&"classifier".to_owned()), "{names:?}");
+}
+
+#[test]
 fn traces_go_to_the_collector() {
     let set = [r#"telemetry.otlpEndpoint="http://otel:4317""#];
     let Some(objects) = objects("production", &set) else { return };

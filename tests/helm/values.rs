@@ -140,7 +140,8 @@ fn the_schema_is_closed() {
 }
 
 /// Keys that templates write themselves.
-const OWN: [(&str, &[&str]); 5] = [
+const OWN: [(&str, &[&str]); 6] = [
+    ("telemetry", &["log", "log_format", "admin_listen", "otlp_endpoint"]),
     ("ingest", &["listen", "classifier", "ratelimiter", "stats", "drain_timeout"]),
     ("policy", &[]),
     ("classifier", &["listen", "models", "device", "drain_timeout"]),
@@ -159,8 +160,8 @@ fn settings() -> Value {
         for row in rows {
             let cells: Vec<&str> = row.split(" | ").collect();
             let key = cells[0].trim_start_matches("| `").trim_end_matches('`');
-            // URLs carry passwords: they come from Secrets.
-            if !own.contains(&key) && !key.ends_with("_url") {
+            // URLs carry passwords: they come from Secrets, as certificates do.
+            if !own.contains(&key) && !key.ends_with("_url") && !key.ends_with("_ca_file") {
                 properties.insert(key.to_owned(), type_of(cells[2].trim_matches('`')));
             }
         }

@@ -30,6 +30,7 @@ admin_listen = "{{ $values.bindAddress }}:7400"
 {{- with $values.telemetry.otlpEndpoint }}
 otlp_endpoint = {{ toJson . }}
 {{- end }}
+{{- include "sightline.settings" $values.telemetry.settings }}
 {{- with $values.auth }}
 {{- if .secretName }}
 
@@ -64,6 +65,9 @@ models = {{ include "sightline.models" $.root }}
 {{- if eq $role "ratelimiter" }}
 rules = {{ toJson (ternary "/etc/sightline/rules.toml" $section.rules (ne $section.customRules "")) }}
 {{- end }}
+{{- with include "sightline.caSetting" (dict "values" $values "role" $role) }}
+{{ . }}
+{{- end }}
 {{- include "sightline.settings" $section.settings }}
 {{- if eq $role "ingest" }}
 {{- with $values.policy }}
@@ -74,6 +78,18 @@ rules = {{ toJson (ternary "/etc/sightline/rules.toml" $section.rules (ne $secti
 {{- end }}
 {{- end }}
 {{ end -}}
+
+{{/* Where the certificates are that a role's store is checked with. */}}
+{{- define "sightline.caSetting" -}}
+{{- $v := .values -}}
+{{- $keys := dict -}}
+{{- if $v.redis.cache.secretName }}{{ $_ := set $keys "ingest" "cache_redis_ca_file" }}{{ end -}}
+{{- if $v.redis.ratelimiter.secretName }}{{ $_ := set $keys "ratelimiter" "redis_ca_file" }}{{ end -}}
+{{- if eq $v.stats.store "postgres" }}{{ $_ := set $keys "stats" "postgres_ca_file" }}{{ end -}}
+{{- if and $v.ca.secretName (hasKey $keys .role) -}}
+{{ get $keys .role }} = "/etc/sightline-ca/ca.crt"
+{{- end -}}
+{{- end -}}
 
 {{/* The files of a component's ConfigMap. */}}
 {{- define "sightline.configFiles" -}}

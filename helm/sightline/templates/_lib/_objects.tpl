@@ -149,8 +149,10 @@ spec:
 {{/* One rule of egress to a server outside; no peers: anywhere on its port. */}}
 {{- define "sightline.egressRule" -}}
 - ports:
-    - port: {{ .port }}
+    {{- range .ports }}
+    - port: {{ . }}
       protocol: TCP
+    {{- end }}
   {{- with .to }}
   to:
     {{- toYaml . | nindent 4 }}
@@ -170,7 +172,7 @@ spec:
 
 {{- define "sightline.otlpRule" -}}
 {{- if .Values.telemetry.otlpEndpoint }}
-{{ include "sightline.egressRule" (dict "to" .Values.networkPolicy.otlpTo "port" .Values.networkPolicy.otlpPort) }}
+{{ include "sightline.egressRule" (dict "to" .Values.networkPolicy.otlpTo "ports" (list .Values.networkPolicy.otlpPort)) }}
 {{- end }}
 {{- end -}}
 

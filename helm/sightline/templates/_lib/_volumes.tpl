@@ -10,6 +10,24 @@
 {{- if or (has "ingest" .roles) (has "stats" .roles) }}true{{ end -}}
 {{- end -}}
 
+{{/* Whether a component checks a store's certificate with certificates of our own. */}}
+{{- define "sightline.caVolume" -}}
+{{- range .roles -}}
+{{- if include "sightline.caSetting" (dict "values" $.root.Values "role" .) }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sightline.ca" -}}
+- name: ca
+  secret:
+    secretName: {{ .Values.ca.secretName }}
+    # 0444: certificates are no secret.
+    defaultMode: 292
+    items:
+      - key: {{ .Values.ca.key }}
+        path: ca.crt
+{{- end -}}
+
 {{- define "sightline.mounts" -}}
 - name: config
   mountPath: /etc/sightline
@@ -23,6 +41,11 @@
 {{- if .root.Values.auth.secretName }}
 - name: auth
   mountPath: /etc/sightline-auth
+  readOnly: true
+{{- end }}
+{{- if include "sightline.caVolume" . }}
+- name: ca
+  mountPath: /etc/sightline-ca
   readOnly: true
 {{- end }}
 {{- if include "sightline.modelVolume" . }}
@@ -74,6 +97,9 @@
               path: service-token
       {{- end }}
 {{- end }}
+{{- end }}
+{{- if include "sightline.caVolume" . }}
+{{ include "sightline.ca" .root }}
 {{- end }}
 {{- if include "sightline.modelVolume" . }}
 - name: models
