@@ -174,6 +174,8 @@ fn settings() -> Value {
 
 fn type_of(default: &str) -> Value {
     match default.chars().next() {
+        // Without a default its type does not show.
+        _ if default == "unset" => json!({"type": ["string", "number"]}),
         Some('[') => json!({"type": "array", "items": {"type": "string"}}),
         Some('0'..='9' | '-') => json!({"type": "number"}),
         Some('t' | 'f') => json!({"type": "boolean"}),
