@@ -51,6 +51,13 @@ const KUBECONFORM: Program = Program {
     sum: "h1:loDYd3a3spjIFrauqW67CDKF55Oo9R6uvC8AvpVd4ug=",
     package: "github.com/yannh/kubeconform/cmd/kubeconform",
 };
+const RATELIMIT: Program = Program {
+    name: "envoy-ratelimit",
+    module: "github.com/envoyproxy/ratelimit",
+    version: "v1.4.1-0.20260122083618-3fb702589d36",
+    sum: "h1:nEi1OH2qhE8NtcuBgO/uKpTw/P0nVu4i8mZvL6oD9CQ=",
+    package: "github.com/envoyproxy/ratelimit/src/service_cmd",
+};
 const KUBERNETES: (&str, &str, &str) =
     ("k8s.io/kubernetes", "v1.36.3", "h1:qDQdoMiluAE2Eab6Fa52YV+WjiGz9mZFFoagEA6cI+o=");
 /// Kubernetes publishes its staging modules beside itself under this version.
@@ -92,6 +99,17 @@ pub(crate) fn for_tests(progress: &MultiProgress) -> Result<()> {
 /// What the cluster on one machine needs.
 pub(crate) fn for_cluster(progress: &MultiProgress) -> Result<()> {
     ensure(progress, &JAEGER)
+}
+
+/// The peer of the benchmark of limits.
+pub(crate) fn ratelimit(progress: &MultiProgress) -> Result<()> {
+    ensure(progress, &RATELIMIT)
+}
+
+/// The linter of charts.
+pub(crate) fn helm(progress: &MultiProgress) -> Result<PathBuf> {
+    ensure(progress, &HELM)?;
+    Ok(folder()?.join(HELM.name))
 }
 
 fn ensure(progress: &MultiProgress, program: &Program) -> Result<()> {

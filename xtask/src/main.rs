@@ -29,7 +29,7 @@ cargo xtask COMMAND
   tools                  fetch and build the servers that tests start; prints where: eval \"$(cargo xtask tools)\"
   lint                   formatting, clippy, dependency rules, protos
   gen                    write the generated code and documents anew
-  bench NAME             run a benchmark of benches/: serving, ratelimiter
+  bench NAME             run a benchmark of benches/: serving, ratelimiter, stats
   env                    print the variables a plain `cargo build` needs: eval \"$(cargo xtask env)\"
 
 Downloads are pinned by version and hash and kept in ~/.cache/sightline (SIGHTLINE_CACHE), so that clones share them.";
@@ -142,19 +142,22 @@ fn bench(arguments: &[String]) -> Result<ExitCode> {
     let progress = MultiProgress::new();
     let SetUp { libtorch, binary } = set_up(&progress)?;
     let name = match arguments.first().map(String::as_str) {
-        Some(name @ ("serving" | "ratelimiter")) => name,
-        _ => bail!("bench: name one of: serving, ratelimiter"),
+        Some(name @ ("serving" | "ratelimiter" | "stats")) => name,
+        _ => bail!("bench: name one of: serving, ratelimiter, stats"),
     };
     let mut command = cargo::command(&libtorch);
     command.args(["run", "--release", "-p", "sightline-benches", "--bin", name, "--"]).args(&arguments[1..]);
-    command.env("SIGHTLINE_TEST_BINARY", &binary);
-    if name == "ratelimiter" {
-        return cargo::status(&mut command);
+    command.env("SIGHTLINE_TEST_BINARY", &binary).env(sightline_servers::TOOLS_VARIABLE, go::folder()?);
+    match name {
+        "serving" => {
+            command.env("SIGHTLINE_TEST_MODEL", model::ensure(&progress, &binary, model::DEFAULT)?);
+            command.env("SIGHTLINE_TEST_PACKAGE", model::package(&progress)?);
+            command.env("SIGHTLINE_TEST_SAMPLES", samples::folder(&progress)?);
+            command.env("SIGHTLINE_TEST_PYTHON", tools::peer_python(&progress)?);
+        }
+        "ratelimiter" => go::ratelimit(&progress)?,
+        _ => {}
     }
-    command.env("SIGHTLINE_TEST_MODEL", model::ensure(&progress, &binary, model::DEFAULT)?);
-    command.env("SIGHTLINE_TEST_PACKAGE", model::package(&progress)?);
-    command.env("SIGHTLINE_TEST_SAMPLES", samples::folder(&progress)?);
-    command.env("SIGHTLINE_TEST_PYTHON", tools::peer_python(&progress)?);
     cargo::status(&mut command)
 }
 
