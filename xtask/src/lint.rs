@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use indicatif::MultiProgress;
 
-use crate::{cargo, libtorch, tools};
+use crate::{cargo, go, libtorch, tools};
 
 pub(crate) fn run() -> Result<ExitCode> {
     let progress = MultiProgress::new();
@@ -14,6 +14,9 @@ pub(crate) fn run() -> Result<ExitCode> {
         .context("formatting: run `cargo fmt --all`")?;
     cargo::check(Command::new(tools::buf(&progress)?).arg("lint").current_dir(root))
         .context("protos: buf lint")?;
+    let mut chart = Command::new(go::helm(&progress)?);
+    cargo::check_quietly(chart.args(["lint", "--strict", "helm/sightline"]).current_dir(root))
+        .context("chart: helm lint")?;
     let deny = tools::cargo_deny(&progress)?;
     // Advisories need a database that only the public network has.
     cargo::check(

@@ -202,8 +202,12 @@ impl Database {
 
     /// Tells operators about a failure, if it is the server's.
     pub(super) fn report(&self, trouble: &Trouble) {
-        if trouble.is_of_the_server() {
-            self.dependency.report(Condition::Down(trouble.to_string()));
+        let why = trouble.to_string();
+        match trouble {
+            // One statement may be too much for a server that does its work.
+            Trouble::Slow(_) => self.dependency.report(Condition::Degraded(why)),
+            _ if trouble.is_of_the_server() => self.dependency.report(Condition::Down(why)),
+            _ => {}
         }
     }
 

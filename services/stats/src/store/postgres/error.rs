@@ -38,14 +38,14 @@ impl Trouble {
         matches!(self, Self::Postgres(error) if error.code() == Some(&SqlState::CHECK_VIOLATION))
     }
 
-    /// Whether it says something about the server, and not about one statement.
+    /// Whether the server cannot be used, whatever is asked of it.
     pub(super) fn is_of_the_server(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Slow(_) => true,
+            Self::Unreachable(_) => true,
             Self::Postgres(error) => error.code().is_none_or(|code| {
                 code.code().starts_with("57P") || ["08", "53"].contains(&&code.code()[..2])
             }),
-            Self::Unexpected(_) => false,
+            Self::Slow(_) | Self::Unexpected(_) => false,
         }
     }
 }

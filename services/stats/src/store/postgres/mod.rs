@@ -3,7 +3,9 @@
 //! - Exactly once: an event's key and the rollup it counts in are written in one transaction (`writer`). Batches that
 //!   arrive together share it. An answer follows the commit, so what was acknowledged survives what the server's
 //!   `synchronous_commit` promises: SIGKILL and loss of power, unless an operator turned it off.
-//! - Keys are sorted before they are written: replicas that touch the same rows wait for each other and never in a circle.
+//! - Keys are sorted before they are written, so that replicas that touch the same rows wait for each other and not in a
+//!   circle. (New rollups of three replicas in one moment could still make one: PostgreSQL ends one of them, and that
+//!   one is tried again.)
 //! - Rollups are complete at any moment, the open hour included: they are written with the events, not derived later.
 //! - An id counts once per day (UTC) of the event, because a unique index cannot span partitions. An event that is sent
 //!   again carries the same time, so that is the same day.

@@ -1,4 +1,4 @@
-//! A group of batches as columns: sorted, so that replicas take locks in the same order and never wait in a circle, and
+//! A group of batches as columns: sorted, so that replicas take locks in the same order instead of waiting in a circle, and
 //! merged, so that a rollup is counted up once per commit.
 
 use std::collections::BTreeSet;

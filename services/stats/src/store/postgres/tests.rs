@@ -2,6 +2,9 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Command,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU32, Ordering},
@@ -291,4 +294,58 @@ async fn partitions_are_there_before_they_are_needed() {
     let days: BTreeSet<Partition> = (-7..=3).map(|day| Partition::day(hour + day * 24)).collect();
     assert!(store.writer.known.missing(&days).is_empty());
     store.close().await;
+}
+
+/// A certificate authority and a certificate for 127.0.0.1, for PostgreSQL.
+fn certificates(folder: &Path) {
+    fs::write(folder.join("names"), "subjectAltName=IP:127.0.0.1").unwrap();
+    for arguments in [
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test",
+        "req -newkey rsa:2048 -nodes -keyout key.pem -out request -subj /CN=postgres",
+        "x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem",
+    ] {
+        let made = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    // PostgreSQL refuses a key that others may read, and runs as its own user when we are root.
+    Command::new("chmod").args(["600", "key.pem"]).current_dir(folder).status().unwrap();
+    Command::new("chmod").args(["755", "."]).current_dir(folder).status().unwrap();
+    Command::new("chown").args(["postgres", "key.pem"]).current_dir(folder).output().unwrap();
+}
+
+#[tokio::test]
+async fn over_tls_the_servers_certificate_is_checked() {
+    if servers().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let postgres = {
+        let (cert, key) = (path("cert.pem"), path("key.pem"));
+        let folder = folder.path().to_owned();
+        let start = move || {
+            certificates(&folder);
+            let (cert, key) =
+                (format!("ssl_cert_file={}", cert.display()), format!("ssl_key_file={}", key.display()));
+            Postgres::start(&["ssl=on", &cert, &key]).unwrap()
+        };
+        tokio::task::spawn_blocking(start).await.unwrap()
+    };
+    let config = |mode: &str, authority: Option<&str>| StatsConfig {
+        postgres_url: Some(ServerUrl::new(format!("{}?sslmode={mode}", postgres.url()))),
+        postgres_ca_file: authority.map(path),
+        ..StatsConfig::default()
+    };
+    let trusting = config("require", Some("ca.pem"));
+    assert_eq!(migrations::migrate(&trusting).await.unwrap().len(), 1);
+    let store = PostgresStore::open(&trusting, &Dependencies::default()).await.unwrap();
+    assert_eq!(store.record(vec![event(1)]).await.unwrap().stored, 1);
+    store.close().await;
+    let refused = migrations::status(&config("require", None)).await.unwrap_err().to_string();
+    assert!(refused.contains("UnknownIssuer"), "{refused}");
+    assert!(migrations::status(&config("disable", None)).await.is_ok());
+    let refused = migrations::status(&config("require", Some("nothing.pem"))).await.unwrap_err().to_string();
+    assert!(refused.starts_with("`stats.postgres_ca_file`"), "{refused}");
+    let refused = migrations::status(&config("require", Some("names"))).await.unwrap_err().to_string();
+    assert!(refused.contains("holds no PEM certificate"), "{refused}");
 }
