@@ -3,7 +3,7 @@
 use std::{fs, net::TcpStream, path::PathBuf};
 
 use anyhow::{Context, Result};
-use sightline_servers::{Redis, Server, Spec, find, free_port};
+use sightline_servers::{Home, Redis, Server, Spec, find, free_port};
 use tempfile::TempDir;
 
 use crate::options::Options;
@@ -99,11 +99,11 @@ fn peer(redis: &Redis, folder: &TempDir) -> Result<(Server, u16)> {
         ("RUNTIME_WATCH_ROOT", "false".to_owned()),
     ];
     let server = Server::start(Spec {
+        home: Home::temporary("envoy-ratelimit")?,
         name: "envoy-ratelimit".into(),
         program: find("envoy-ratelimit")?,
         arguments: vec![],
         environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
-        folder: folder.path().to_owned(),
         user: None,
         ready: Box::new(move || TcpStream::connect(("127.0.0.1", port)).is_ok()),
     })?;
@@ -133,11 +133,11 @@ fn ours(redis: &Redis, folder: &TempDir, options: &Options) -> Result<(Server, u
     arguments.extend(["serve", "ratelimiter"].map(str::to_owned));
     arguments.extend(settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]));
     let server = Server::start(Spec {
+        home: Home::temporary("sightline")?,
         name: "sightline".into(),
         program: find("env")?,
         arguments,
         environment: vec![],
-        folder: folder.path().to_owned(),
         user: None,
         ready: Box::new(move || TcpStream::connect(("127.0.0.1", port)).is_ok()),
     })?;

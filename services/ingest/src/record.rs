@@ -49,6 +49,10 @@ static REFUSED: Quiet = Quiet::new(LOG_PAUSE);
 /// To be sent again.
 static AGAIN: Quiet = Quiet::new(LOG_PAUSE);
 
+/// One event of the batch is of a time whose ids the statistics forgot too early (a clock was wrong). Only a person can put
+/// that right: until then it is dropped, counted and logged, and does not hold back the events beside it.
+const FORGOTTEN: &str = "EVENT_TIME_FORGOTTEN";
+
 /// The statistics' `Record` stream.
 #[derive(Debug)]
 pub struct RecordLane;
@@ -188,7 +192,7 @@ async fn deliver(pool: &StreamPool<RecordLane>, batch: Vec<Event>) {
             Ok(Err(refused)) => RpcError::from(refused),
             Err(error) => error,
         };
-        if !for_good(refused.code) {
+        if !for_good(refused.code) && refused.reason != FORGOTTEN {
             if let Some(before) = AGAIN.may_say() {
                 warn!(before, reason = refused.reason, "events wait for the statistics: {refused}");
             }

@@ -3,7 +3,7 @@
 //! `SIGHTLINE_FAULT_ROUNDS` (50): how often a writing process is killed. `SIGHTLINE_FAULT_SECONDS` (3): how long
 //! PostgreSQL is away; the full exercise is 60.
 
-#![allow(clippy::unwrap_used)] // helpers of tests: a panic is a failed test
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests: a panic is a failed test
 
 use std::{
     env,
@@ -18,7 +18,7 @@ use std::{
 
 use rand::Rng;
 use sightline_config::ServerUrl;
-use sightline_servers::{Error, Postgres};
+use sightline_servers::{Postgres, there};
 use sightline_stats::{
     StatsConfig,
     store::{
@@ -68,18 +68,9 @@ async fn open(url: &str) -> PostgresStore {
 
 /// A PostgreSQL with the schema; `None`, said aloud, when it is not installed.
 async fn postgres() -> Option<Postgres> {
-    match block_in_place(|| Postgres::start(&[])) {
-        Err(error @ Error::Missing { .. }) => {
-            assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-        started => {
-            let postgres = started.unwrap();
-            migrations::migrate(&config(&postgres.url())).await.unwrap();
-            Some(postgres)
-        }
-    }
+    let postgres = there(block_in_place(|| Postgres::start(&[])))?;
+    migrations::migrate(&config(&postgres.url())).await.unwrap();
+    Some(postgres)
 }
 
 /// Every rollup sums up to what distinct events make: a batch has the same number of each user.
