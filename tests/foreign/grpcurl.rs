@@ -37,7 +37,9 @@ fn every_port_lists_and_describes_what_it_serves() {
     ] {
         let address = mesh.process.address(role).to_string();
         let listed = grpcurl(&program, &address, &["list"]);
-        let expected: Vec<_> = EVERYWHERE.into_iter().chain([service]).collect();
+        // Gateways ask the rate limiter by Envoy's own protocol.
+        let envoy = (role == "ratelimiter").then_some("envoy.service.ratelimit.v3.RateLimitService");
+        let expected: Vec<_> = envoy.into_iter().chain(EVERYWHERE).chain([service]).collect();
         assert_eq!(listed.lines().collect::<Vec<_>>(), expected, "{role}");
 
         let listed = grpcurl(&program, &address, &["list", service]);

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar};
-use sightline_servers::cluster::{Cluster, Listing, Plan, Ports, Role, kill};
+use sightline_servers::cluster::{Cluster, Listing, Plan, Ports, Replicas, Role, kill};
 
 use crate::{SetUp, cargo, go, model, samples, servers, set_up};
 
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         binary: binary.clone(),
         model,
         base: base(),
-        replicas,
+        replicas: Replicas::each(replicas),
         ports: Ports::Usual,
         watched: true,
         settings: vec!["ratelimiter.rules=dev".into()],

@@ -3,7 +3,9 @@
 
 use std::{
     fs,
+    fs::Permissions,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -59,6 +61,35 @@ pub enum Ports {
     Free,
 }
 
+/// How many of each service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replicas {
+    /// Of the rate limiter.
+    pub ratelimiter: usize,
+    /// Of the classifier.
+    pub classifier: usize,
+    /// Of the statistics.
+    pub stats: usize,
+    /// Of ingest.
+    pub ingest: usize,
+}
+
+impl Replicas {
+    /// As many of each.
+    pub fn each(count: usize) -> Self {
+        Self { ratelimiter: count, classifier: count, stats: count, ingest: count }
+    }
+
+    fn of(self, role: Role) -> usize {
+        match role {
+            Role::Ratelimiter => self.ratelimiter,
+            Role::Classifier => self.classifier,
+            Role::Stats => self.stats,
+            Role::Ingest => self.ingest,
+        }
+    }
+}
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -69,7 +100,7 @@ pub struct Plan {
     /// Where data and logs go; PostgreSQL's user must be able to reach it.
     pub base: PathBuf,
     /// How many of each service.
-    pub replicas: usize,
+    pub replicas: Replicas,
     /// Which ports.
     pub ports: Ports,
     /// Whether Jaeger and Prometheus watch.
@@ -117,6 +148,10 @@ impl Cluster {
     /// # Errors
     /// [`Error`], naming the log of what did not start.
     pub fn start(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        fs::create_dir_all(&plan.base).map_err(io("making the cluster's folder"))?;
+        // PostgreSQL's own user has to pass through it.
+        fs::set_permissions(&plan.base, Permissions::from_mode(0o711))
+            .map_err(io("opening the cluster's folder"))?;
         let home = |name: &str| Home::under(&plan.base, name);
         say("starting Redis (limits, cache) and PostgreSQL");
         let limits =
@@ -141,8 +176,9 @@ impl Cluster {
         say("preparing PostgreSQL (sightline migrate)");
         run(sightline(&plan.binary).arg("migrate").args(with_set(&settings)))?;
         for role in Role::ALL {
-            say(&format!("starting {} × {}", plan.replicas, role.name()));
-            for number in 1..=plan.replicas {
+            let count = plan.replicas.of(role);
+            say(&format!("starting {count} × {}", role.name()));
+            for number in 1..=count {
                 let member = cluster.start_member(plan, role, number, &settings)?;
                 cluster.members.push(member);
             }
@@ -169,6 +205,23 @@ impl Cluster {
     /// Where logs are.
     pub fn logs(&self) -> PathBuf {
         self.base.join("logs")
+    }
+
+    /// The value of a counter or gauge, over all its labels and all replicas of a service.
+    ///
+    /// # Errors
+    /// When one does not answer.
+    pub fn metric(&self, role: Role, name: &str) -> Result<f64> {
+        let mut sum = 0.0;
+        for member in self.of(role) {
+            let text = http::request(member.admin.port(), "GET", "/metrics", "")?.body;
+            let values = text.lines().filter_map(|line| {
+                let rest = line.strip_prefix(name)?;
+                rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+            });
+            sum += values.sum::<f64>();
+        }
+        Ok(sum)
     }
 
     /// Asks every replica to stop, callers first, and waits.

@@ -193,6 +193,12 @@ fn spawn(spec: &Spec) -> Result<Child> {
         command.args(["--reuid", user, "--regid", user, "--init-groups"]);
     }
     command.args(["--pdeathsig", "KILL", "--"]).arg(&spec.program).args(&spec.arguments);
+    // Settings are what the spec says, not what happens to be set here.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SIGHTLINE_") {
+            command.env_remove(name);
+        }
+    }
     command.envs(spec.environment.iter().map(|(name, value)| (name, value)));
     command.current_dir(spec.home.folder()).stdin(Stdio::null());
     let errors = output.try_clone().map_err(io("duplicating a log's handle"))?;
