@@ -45,8 +45,10 @@ async fn in_a_batch(mesh: &MeshSandbox, frames: Vec<Frame>, place: usize) -> Ver
 
 async fn in_a_stream(mesh: &MeshSandbox, frames: Vec<Frame>, place: usize) -> Verdict {
     let hello = Say::Hello(Hello::default());
-    let frames =
-        frames.into_iter().zip(0..).map(|(frame, id)| Say::Frame(StreamFrame { id, frame: Some(frame) }));
+    let frames = frames
+        .into_iter()
+        .zip(0..)
+        .map(|(frame, id)| Say::Frame(StreamFrame { id, frame: Some(frame), ..StreamFrame::default() }));
     let said: Vec<_> = std::iter::once(hello)
         .chain(frames)
         .map(|message| ClassifyStreamRequest { message: Some(message) })

@@ -82,8 +82,11 @@ type Admitted = HashMap<String, usize>;
 /// Sends its part of the checks on one stream as fast as it goes.
 async fn flood(mut client: RateLimiterServiceClient<Channel>, first: usize) -> Admitted {
     let numbers = move || (first..CHECKS).step_by(REPLICAS * STREAMS);
-    let questions =
-        numbers().map(|number| CheckStreamRequest { id: number as u64, check: Some(question(number)) });
+    let questions = numbers().map(|number| CheckStreamRequest {
+        id: number as u64,
+        check: Some(question(number)),
+        ..CheckStreamRequest::default()
+    });
     let mut answers = client.check_stream(tokio_stream::iter(questions)).await.unwrap().into_inner();
     let mut admitted = Admitted::new();
     for number in numbers() {

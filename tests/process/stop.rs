@@ -58,7 +58,7 @@ async fn a_process_asked_to_stop_answers_what_is_in_flight_and_exits_with_0() {
     say(Say::Hello(Hello { user_id: "ada".into(), ..Hello::default() }));
     for id in 0..FRAMES as u64 {
         let frame = Frame { image: stamped(&photo, id as u8).into(), ..Frame::default() };
-        say(Say::Frame(StreamFrame { id, frame: Some(frame) }));
+        say(Say::Frame(StreamFrame { id, frame: Some(frame), ..StreamFrame::default() }));
     }
     say(Say::Heartbeat(Heartbeat { number: 1 }));
     let mut answers =

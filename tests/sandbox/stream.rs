@@ -28,7 +28,7 @@ pub(super) fn hello(user: &str) -> ClassifyStreamRequest {
 
 pub(super) fn frame(id: u64, image: Vec<u8>) -> ClassifyStreamRequest {
     let frame = Frame { image: image.into(), ..Frame::default() };
-    say(Say::Frame(StreamFrame { id, frame: Some(frame) }))
+    say(Say::Frame(StreamFrame { id, frame: Some(frame), ..StreamFrame::default() }))
 }
 
 pub(super) struct Talk {

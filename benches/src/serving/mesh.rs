@@ -168,7 +168,11 @@ async fn stream(channel: Channel, work: Arc<Work>, number: usize, window: usize)
     let mut owed = 0;
     let ask = |owed: &mut usize| -> Result<()> {
         if let Some(at) = work.take() {
-            say(Said::Frame(StreamFrame { id: at as u64, frame: Some(work.frame(at)) }))?;
+            say(Said::Frame(StreamFrame {
+                id: at as u64,
+                frame: Some(work.frame(at)),
+                ..StreamFrame::default()
+            }))?;
             *owed += 1;
         }
         Ok(())

@@ -8,6 +8,7 @@
 //! Server side
 //! - [`server::Server`]: one listener, its health, reflection, grpc-web and token check; [`server::Lifecycle`] takes it
 //!   from serving over draining to stopped within a bound.
+//!   Its calls and connections are counted, timed and traced.
 //! - [`health::HealthRegistry`]: `grpc.health.v1` with the `Watch` the protocol asks for.
 //!
 //! Both
@@ -20,6 +21,7 @@ pub mod client;
 mod deadline;
 mod error;
 pub mod health;
+mod observe;
 pub mod server;
 
 pub use deadline::Deadline;

@@ -1,16 +1,18 @@
 //! Serving: one listener, its services, and an end within a bound.
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method};
+use sightline_telemetry::dependencies::{Condition, Dependencies};
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body, service::Routes, transport::server::TcpIncoming};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{info, warn};
 
-use crate::{error::RpcError, health::HealthRegistry};
+use crate::{error::RpcError, health::HealthRegistry, observe::Calls};
 
 /// What one connection may hold of the server's memory before a call has been read (HTTP/2 flow control).
 #[derive(Debug, Clone, Copy)]
@@ -123,6 +125,18 @@ impl Server {
     /// # Errors
     /// What the transport says; a drain that ran out of time is logged, not an error.
     pub async fn run(self, lifecycle: Lifecycle) -> Result<(), tonic::transport::Error> {
+        self.run_with(lifecycle, &Dependencies::default()).await
+    }
+
+    /// The same; health also names `dependencies`, as the services `dependency.NAME`.
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    pub async fn run_with(
+        self,
+        lifecycle: Lifecycle,
+        dependencies: &Dependencies,
+    ) -> Result<(), tonic::transport::Error> {
         let health = HealthRegistry::default();
         health.set("", ServingStatus::Serving);
         for service in &self.service_names {
@@ -140,12 +154,15 @@ impl Server {
                 health.stop();
             }
         };
-        let serving =
-            serve(TcpIncoming::from(self.listener).with_nodelay(Some(true)), routes, self.web, signal);
+        let names: Vec<&str> = self.service_names.iter().copied().chain(ON_EVERY_PORT).collect();
+        let calls = Calls::new(self.name, &names, &DESCRIPTORS);
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let serving = serve(incoming, routes, self.web, calls, signal);
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => return ended,
             () = lifecycle.draining() => {}
+            never = show(dependencies, &health) => match never {},
         }
         info!(server = self.name, "draining");
         match tokio::time::timeout(self.drain_timeout, &mut serving).await {
@@ -161,10 +178,29 @@ impl Server {
     }
 }
 
+/// Keeps health in step with the dependencies. One that is degraded serves: whoever asks by gRPC decides whether to send
+/// calls here; why it is degraded is at `/healthz`.
+async fn show(dependencies: &Dependencies, health: &HealthRegistry) -> Infallible {
+    let mut conditions = dependencies.subscribe();
+    loop {
+        for (name, condition) in conditions.borrow_and_update().iter() {
+            let status = match condition {
+                Condition::Healthy | Condition::Degraded(_) => ServingStatus::Serving,
+                Condition::Down(_) => ServingStatus::NotServing,
+            };
+            health.set(&format!("dependency.{name}"), status);
+        }
+        if conditions.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 async fn serve(
     incoming: TcpIncoming,
     routes: Routes,
     web: Option<WebOptions>,
+    calls: Calls,
     signal: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let windows = if web.is_some() { EDGE } else { INSIDE };
@@ -176,17 +212,21 @@ async fn serve(
         .max_concurrent_streams(windows.calls)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE));
+    let counted = calls.clone();
+    let incoming = incoming.map(move |stream| stream.map(|stream| counted.connection(stream)));
+    let explained = tower::util::MapResponseLayer::new(explain);
     match web {
         None => {
-            let explained = tower::util::MapResponseLayer::new(explain);
-            builder.layer(explained).add_routes(routes).serve_with_incoming_shutdown(incoming, signal).await
+            let mut builder = builder.layer(calls).layer(explained);
+            builder.add_routes(routes).serve_with_incoming_shutdown(incoming, signal).await
         }
         Some(web) => {
             builder
                 .accept_http1(true)
                 .layer(cors(&web))
                 .layer(tonic_web::GrpcWebLayer::new())
-                .layer(tower::util::MapResponseLayer::new(explain))
+                .layer(calls)
+                .layer(explained)
                 .add_routes(routes)
                 .serve_with_incoming_shutdown(incoming, signal)
                 .await
@@ -227,6 +267,14 @@ fn cors(web: &WebOptions) -> CorsLayer {
         .max_age(Duration::from_secs(3600))
 }
 
+/// What is known of the methods that a port may serve.
+const DESCRIPTORS: [&[u8]; 4] = [
+    sightline_proto::FILE_DESCRIPTOR_SET,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+
 /// What every port serves besides its own services.
 const ON_EVERY_PORT: [&str; 3] = [
     "grpc.health.v1.Health",
@@ -247,10 +295,10 @@ macro_rules! reflection {
                 .fold(tonic_reflection::server::Builder::configure(), |builder, name| {
                     builder.with_service_name(name)
                 })
-                .register_encoded_file_descriptor_set(sightline_proto::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(DESCRIPTORS[0])
+                .register_encoded_file_descriptor_set(DESCRIPTORS[1])
+                .register_encoded_file_descriptor_set(DESCRIPTORS[2])
+                .register_encoded_file_descriptor_set(DESCRIPTORS[3])
                 .$build()
                 .expect("the checked-in descriptors are valid: every server's start proves it")
         }

@@ -1,14 +1,13 @@
 //! What a process depends on and how each of it is: healthy, degraded (and why), or down (F10).
 //!
 //! A role registers what it calls or stores in and reports changes; `/healthz` shows all of it, and the gauge
-//! `dependency_up` is 1, 0.5 or 0. Reporting the same again costs a lock and a comparison.
+//! `dependency_up` is 1, 0.5 or 0. Every gRPC port answers `grpc.health.v1` for the service `dependency.NAME`: `SERVING` when
+//! it is healthy or degraded, `NOT_SERVING` when it is down. Reporting the same again costs a lock and a comparison.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// How a dependency is.
@@ -23,10 +22,13 @@ pub enum Condition {
     Down(String),
 }
 
+/// Every dependency by its name.
+pub type Conditions = BTreeMap<&'static str, Condition>;
+
 /// All dependencies of a process. Cheap to clone; all clones are one list.
 #[derive(Debug, Clone, Default)]
 pub struct Dependencies {
-    conditions: Arc<Mutex<BTreeMap<&'static str, Condition>>>,
+    conditions: Arc<watch::Sender<Conditions>>,
 }
 
 /// One dependency, to report on.
@@ -39,19 +41,28 @@ pub struct Dependency {
 impl Dependencies {
     /// Adds a dependency, healthy until it is reported otherwise. A name taken already is the same dependency.
     pub fn register(&self, name: &'static str) -> Dependency {
-        self.lock().entry(name).or_insert(Condition::Healthy);
+        self.conditions.send_if_modified(|conditions| {
+            let new = !conditions.contains_key(name);
+            conditions.entry(name).or_insert(Condition::Healthy);
+            new
+        });
         metrics::gauge!("dependency_up", "dependency" => name).set(1.0);
         Dependency { name, of: self.clone() }
     }
 
     /// Every dependency by its name.
-    pub fn all(&self) -> BTreeMap<&'static str, Condition> {
-        self.lock().clone()
+    pub fn all(&self) -> Conditions {
+        self.conditions.borrow().clone()
+    }
+
+    /// Tells of every change.
+    pub fn subscribe(&self) -> watch::Receiver<Conditions> {
+        self.conditions.subscribe()
     }
 
     /// The worst: `healthy`, `degraded` or `down`.
     pub fn overall(&self) -> &'static str {
-        let conditions = self.lock();
+        let conditions = self.conditions.borrow();
         let any = |wanted: fn(&Condition) -> bool| conditions.values().any(wanted);
         match () {
             () if any(|condition| matches!(condition, Condition::Down(_))) => "down",
@@ -64,17 +75,15 @@ impl Dependencies {
     pub fn json(&self) -> String {
         serde_json::json!({ "status": self.overall(), "dependencies": self.all() }).to_string()
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Condition>> {
-        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Dependency {
     /// Says how it is now. A change is logged and counted once.
     pub fn report(&self, condition: Condition) {
-        let before = self.of.lock().insert(self.name, condition.clone());
-        if before.as_ref() == Some(&condition) {
+        let changed = self.of.conditions.send_if_modified(|conditions| {
+            conditions.insert(self.name, condition.clone()).as_ref() != Some(&condition)
+        });
+        if !changed {
             return;
         }
         let up = match &condition {

@@ -85,6 +85,11 @@ impl Parent {
         self.0.is_some()
     }
 
+    /// Whether it is a span of this process.
+    pub fn is_local(&self) -> bool {
+        self.0.as_ref().is_some_and(|context| !context.is_remote())
+    }
+
     /// Whether there is one and its trace is kept.
     pub fn is_sampled(&self) -> bool {
         self.0.as_ref().is_some_and(SpanContext::is_sampled)
@@ -199,10 +204,10 @@ macro_rules! child_span {
 #[macro_export]
 macro_rules! child_of {
     ($span:expr, $name:literal $(, $($fields:tt)*)?) => {
-        if ::tracing::Span::is_disabled(&$span) {
+        if $span.is_disabled() {
             ::tracing::Span::none()
         } else {
-            ::tracing::info_span!(target: $crate::trace::TARGET, parent: &$span, $name $(, $($fields)*)?)
+            ::tracing::info_span!(target: $crate::trace::TARGET, parent: $span.id(), $name $(, $($fields)*)?)
         }
     };
 }

@@ -2,6 +2,17 @@
 
 use std::time::Duration;
 
+/// Says what each metric is, for whoever looks at `/metrics`.
+pub(crate) fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_histogram!("ml_inference_duration_seconds", "One run of a model over a batch");
+    describe_histogram!("ml_batch_size", "Images in one run of a model");
+    describe_counter!("ml_frames_total", "Images that a model was run on");
+    describe_histogram!("classifier_queue_wait_seconds", "From a tensor's arrival to its run");
+    describe_counter!("classifier_errors_total", "Tensors answered with an error, by its reason");
+    describe_gauge!("classifier_queue_depth", "Tensors that wait for an executor");
+}
+
 /// A batch was run: R10's `ml_inference_duration` and `ml_batch_size`.
 pub(crate) fn batch_run(model: &str, size: usize, duration: Duration) {
     let model = model.to_owned();

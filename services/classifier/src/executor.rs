@@ -17,6 +17,7 @@ use crate::{
     events,
     pixels::{Scaling, softmax},
     queue::{Done, Entry, Queue},
+    traces,
 };
 
 /// Batch sizes that the measurement at start tries.
@@ -179,6 +180,7 @@ impl Worker {
                 plan.scaling.write(&entry.pixels, values);
             }
         };
+        let _spans = traces::run(batch);
         catch_unwind(AssertUnwindSafe(|| self.infer(batch.len(), &mut fill)))
             .unwrap_or_else(|_| Err(BackendError("the executor panicked".into())))
     }

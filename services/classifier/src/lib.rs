@@ -24,8 +24,10 @@ mod pixels;
 pub mod queue;
 pub mod registry;
 pub mod service;
+mod traces;
 
 pub use config::ClassifierConfig;
 pub use error::{ClassifierError, StartError};
 pub use registry::Registry;
 pub use service::Service;
+pub use traces::Traced;

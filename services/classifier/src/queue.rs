@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use sightline_mesh::Deadline;
 
-use crate::{error::ClassifierError, events};
+use crate::{error::ClassifierError, events, traces::Traced};
 
 /// What became of one tensor.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub struct Entry {
     pub cancelled: Arc<AtomicBool>,
     /// Since when it waits.
     pub since: Instant,
+    /// Its spans.
+    pub traced: Traced,
     /// Who waits.
     pub reply: Reply,
 }
@@ -116,7 +118,8 @@ impl Queue {
         loop {
             let share = state.waiting.len().div_ceil(state.idle + 1).min(max);
             while batch.len() < share {
-                let Some(entry) = state.waiting.pop_front() else { break };
+                let Some(mut entry) = state.waiting.pop_front() else { break };
+                entry.traced.dequeued();
                 events::dequeued(entry.since.elapsed());
                 match entry.futile() {
                     Some(why) => futile.push((entry, why)),
@@ -164,6 +167,7 @@ mod tests {
             deadline: Deadline::after(timeout),
             cancelled: Arc::clone(&cancelled),
             since: Instant::now(),
+            traced: Traced::default(),
             reply: Box::new(move |result| send.send(result).unwrap()),
         };
         (entry, receive, cancelled)

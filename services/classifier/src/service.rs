@@ -19,6 +19,7 @@ use crate::{
     events,
     queue::{Done, Entry},
     registry::{Registry, Served},
+    traces::{self, Traced},
 };
 
 /// `sightline.classifier.v1.ClassifierService`.
@@ -34,6 +35,7 @@ pub struct Service {
 impl Service {
     /// Serves the models of `registry` until `lifecycle` drains.
     pub fn new(config: &ClassifierConfig, registry: Arc<Registry>, lifecycle: Lifecycle) -> Self {
+        events::describe();
         Self {
             registry,
             credits: config.stream_credits,
@@ -143,16 +145,26 @@ impl Inflight {
             cancelled.store(true, Ordering::Relaxed);
         }
         let unanswered = self.unanswered.clone();
+        let traced = Traced::begin(&tensor.traceparent, &model);
+        let span = traced.span();
         let entry = Entry {
             pixels: tensor.pixels,
             deadline,
             cancelled,
             since,
+            traced,
             reply: Box::new(move |outcome| {
                 unanswered.answered(id);
                 let answer = match outcome {
-                    Ok(done) => result(id, model, done),
-                    Err(error) => refusal(id, error),
+                    Ok(done) => {
+                        traces::answered(&span, None);
+                        result(id, model, done)
+                    }
+                    Err(error) => {
+                        let error = RpcError::from(error);
+                        traces::answered(&span, Some(&error));
+                        refusal(id, error)
+                    }
                 };
                 place.send(Ok(message(answer)));
             }),
@@ -192,8 +204,8 @@ fn result(id: u64, model: String, done: Done) -> wire::infer_response::Message {
     })
 }
 
-fn refusal(id: u64, error: ClassifierError) -> wire::infer_response::Message {
-    let error = RpcError::from(error);
+fn refusal(id: u64, error: impl Into<RpcError>) -> wire::infer_response::Message {
+    let error = error.into();
     events::refused(&error.reason);
     wire::infer_response::Message::Error(wire::InferError { id, error: Some(error.into()) })
 }

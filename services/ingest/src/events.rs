@@ -4,6 +4,40 @@ use std::time::Duration;
 
 use sightline_proto::verdict::{Level, VerdictSource};
 
+/// Says what each metric is, for whoever looks at `/metrics`.
+pub(crate) fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_counter!("ingest_frames_total", "Frames that were answered, by result and the error's reason");
+    describe_counter!("nsfw_detections_total", "Frames that got a verdict, by its level");
+    describe_counter!("ingest_verdicts_total", "Frames that got a verdict, by where its scores came from");
+    describe_histogram!(
+        "request_duration_seconds",
+        "A frame's way from its arrival to its verdict, over any call"
+    );
+    describe_counter!("cache_requests_total", "Lookups of verdicts, by cache and whether it was there");
+    describe_histogram!("ingest_decode_duration_seconds", "Decoding and resizing one image");
+    describe_counter!(
+        "ingest_unlimited_frames_total",
+        "Frames that passed while no rate limiter could be reached"
+    );
+    describe_gauge!("ingest_streams", "Streams of clients that are open");
+    describe_gauge!("ingest_record_buffer_events", "Events that the statistics have not acknowledged yet");
+    describe_counter!("ingest_recorded_events_total", "Events that the statistics have acknowledged");
+    describe_counter!("ingest_dropped_events_total", "Events that were lost because the buffer was full");
+    describe_counter!(
+        "ingest_spooled_events_total",
+        "Events that went to the disk while the statistics were away"
+    );
+    describe_gauge!("ingest_spool_events", "Events that wait on the disk");
+    describe_gauge!("ingest_spool_bytes", "Bytes of events that wait on the disk");
+    describe_gauge!("active_users", "About how many users sent a frame within the last five to ten minutes");
+}
+
+/// About so many users are active.
+pub(crate) fn active_users(count: f64) {
+    metrics::gauge!("active_users").set(count);
+}
+
 /// A frame has its verdict.
 pub(crate) fn verdict(level: Level, source: VerdictSource, took: Duration) {
     metrics::counter!("ingest_frames_total", "result" => "ok", "reason" => "").increment(1);

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use sightline_mesh::auth::Claims;
 use sightline_proto::ingest::{Frame as Wire, Hello};
+use sightline_telemetry::trace::Parent;
 use uuid::Uuid;
 
 use crate::{config::IngestConfig, error::IngestError};
@@ -27,6 +28,8 @@ pub struct Caller {
     pub claims: Option<Claims>,
     /// The peer's address.
     pub ip: Option<std::net::IpAddr>,
+    /// The span that its frames belong to.
+    pub trace: Parent,
 }
 
 impl Caller {
@@ -180,7 +183,7 @@ mod tests {
     #[test]
     fn the_token_names_the_user() {
         let claims = Claims { sub: "ada".into(), tenant: String::new(), scope: "classify".into() };
-        let ada = Caller { claims: Some(claims), ip: None };
+        let ada = Caller { claims: Some(claims), ..Caller::default() };
         assert_eq!(check(Wire { user_id: String::new(), ..wire() }, &ada).unwrap().user, "ada");
         assert_eq!(
             check(Wire { user_id: "bob".into(), ..wire() }, &ada).err().as_deref(),
@@ -192,7 +195,7 @@ mod tests {
     fn a_tenant_that_the_statistics_would_refuse_is_refused_here() {
         let claims = |tenant| Claims { sub: "ada".into(), tenant, scope: "classify".into() };
         for (length, reason) in [(MAX_TEXT, None), (MAX_TEXT + 1, Some("TENANT_TOO_LONG"))] {
-            let caller = Caller { claims: Some(claims("x".repeat(length))), ip: None };
+            let caller = Caller { claims: Some(claims("x".repeat(length))), ..Caller::default() };
             assert_eq!(check(wire(), &caller).err().as_deref(), reason);
         }
     }

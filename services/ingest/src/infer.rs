@@ -15,6 +15,7 @@ use sightline_proto::{
     },
     status::ItemError,
 };
+use sightline_telemetry::trace::traceparent;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
@@ -88,7 +89,7 @@ pub async fn infer(
             format: model.input.format,
             pixels: pixels.clone(),
             timeout: deadline.remaining().try_into().ok(),
-            traceparent: String::new(),
+            traceparent: traceparent(),
         };
         InferRequest { message: Some(infer_request::Message::Tensor(tensor)) }
     };

@@ -34,6 +34,7 @@ pub mod record;
 pub mod service;
 pub mod shared;
 pub mod spool;
+mod users;
 
 pub use config::{IngestConfig, PolicyConfig};
 pub use error::IngestError;

@@ -15,6 +15,7 @@ use sightline_proto::{
     },
     status::ItemError,
 };
+use sightline_telemetry::trace::traceparent;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
@@ -95,8 +96,14 @@ impl Limiter {
         }
         let check = CheckRequest { tenant: caller.tenant().to_owned(), keys, hits: 1 };
         let patience = Deadline::after(self.timeout.0).min(deadline);
-        let asked =
-            self.pool.call(patience, |id| CheckStreamRequest { id, check: Some(check.clone()) }).await;
+        let asked = self
+            .pool
+            .call(patience, |id| CheckStreamRequest {
+                id,
+                check: Some(check.clone()),
+                traceparent: traceparent(),
+            })
+            .await;
         match asked {
             Ok(Ok(response)) if response.allowed => Ok(()),
             Ok(Ok(response)) => Err(IngestError::RateLimited {

@@ -10,9 +10,10 @@ use sightline_mesh::{
     client::{Endpoints, PoolOptions, StreamPool},
 };
 use sightline_proto::verdict::{Level, Score, Timings, Verdict, VerdictSource};
+use sightline_telemetry::{child_span, trace};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::instrument;
+use tracing::{Instrument, Span, instrument};
 
 use crate::{
     cache::{Cache, Key, Origin, Scored},
@@ -30,6 +31,7 @@ use crate::{
     record::{RecordLane, Recorder},
     shared::Shared,
     spool::Spool,
+    users::ActiveUsers,
 };
 
 /// Connections to the three services that ingest calls, what replicas share, and what bridges the absence of one.
@@ -59,7 +61,9 @@ pub struct Pipeline {
     policy: Policy,
     cadence: Cadence,
     recorder: Recorder,
+    users: Arc<ActiveUsers>,
     _refresh: AbortOnDropHandle<()>,
+    _gauge: AbortOnDropHandle<()>,
 }
 
 /// Bytes charged against `ingest.max_bytes_in_flight`, until the last clone is dropped.
@@ -77,6 +81,8 @@ struct Stages {
 impl Pipeline {
     /// Builds the pipeline and starts connecting, on the current tokio runtime.
     pub fn start(config: &IngestConfig, policy: &PolicyConfig, upstreams: Upstreams) -> Arc<Self> {
+        events::describe();
+        let users = Arc::new(ActiveUsers::default());
         let options = PoolOptions::default();
         let models = Arc::new(Directory::default());
         let refresh = {
@@ -101,6 +107,8 @@ impl Pipeline {
             policy: Policy::new(policy),
             cadence: Cadence::new(policy),
             recorder,
+            _gauge: AbortOnDropHandle::new(tokio::spawn(Arc::clone(&users).keep())),
+            users,
             config: config.clone(),
             _refresh: AbortOnDropHandle::new(refresh),
         })
@@ -140,9 +148,15 @@ impl Pipeline {
         caller: &Caller,
         deadline: Deadline,
     ) -> Result<Verdict, IngestError> {
-        let verdict = self.way(frame, held, caller, deadline).await;
-        if let Err(error) = &verdict {
-            events::failed(&RpcError::from(error.clone()).reason);
+        let span = frame_span(&frame, caller);
+        let verdict = self.way(frame, held, caller, deadline).instrument(span.clone()).await;
+        match &verdict {
+            Ok(_) => trace::ended(&span, 0, ""),
+            Err(error) => {
+                let error = RpcError::from(error.clone());
+                trace::ended(&span, error.code as i32, &error.reason);
+                events::failed(&error.reason);
+            }
         }
         verdict
     }
@@ -159,6 +173,7 @@ impl Pipeline {
             return Err(RpcError::deadline("arriving").into());
         }
         picture::recognise(&frame.image)?;
+        self.users.seen(caller.tenant(), &frame.user);
         let model = self.models.find(&frame.model)?;
         let held = match held {
             Some(held) => held,
@@ -167,7 +182,14 @@ impl Pipeline {
         let mut stages = Stages::default();
 
         let since = Instant::now();
-        self.limiter.admit(&frame, caller, deadline).await?;
+        let span = child_span!(
+            "ingest.admit",
+            otel.kind = "client",
+            rpc.system = "grpc",
+            rpc.service = "sightline.ratelimiter.v1.RateLimiterService",
+            rpc.method = "CheckStream",
+        );
+        self.limiter.admit(&frame, caller, deadline).instrument(span).await?;
         stages.admit = Some(since.elapsed());
 
         let key = Key::new(caller.tenant(), &model.name, &model.digest, &frame.image);
@@ -196,11 +218,19 @@ impl Pipeline {
         let limits = picture::Limits { max_pixels: self.config.max_pixels, max_side: self.config.max_side };
         let (image, input) = (frame.image.clone(), Arc::clone(model));
         let work = move || picture::prepare(&image, limits, &input.input);
-        let (prepared, decode) = self.decoders.run(deadline, Arc::clone(held), work).await?;
+        let span = child_span!("ingest.decode");
+        let (prepared, decode) = self.decoders.run(deadline, Arc::clone(held), work).instrument(span).await?;
         // A decoder that panics is the image's fault as far as the client is concerned; nobody else notices (P8).
         let pixels = prepared.map_err(|_| IngestError::ImageCorrupt("image"))??;
         events::decoded(decode);
-        let inferred = infer(&self.classifier, model, &pixels, deadline).await?;
+        let span = child_span!(
+            "ingest.infer",
+            otel.kind = "client",
+            rpc.system = "grpc",
+            rpc.service = "sightline.classifier.v1.ClassifierService",
+            rpc.method = "Infer",
+        );
+        let inferred = infer(&self.classifier, model, &pixels, deadline).instrument(span).await?;
         let scored = Scored { anchor: frame.id, scores: inferred.scores.into() };
         let stages = Stages {
             admit: None,
@@ -265,4 +295,18 @@ impl Pipeline {
             next_capture_after: next.try_into().ok(),
         }
     }
+}
+
+/// The frame's span in its trace. On a stream it is what stands for the call; in a call of its own it is a part of it.
+fn frame_span(frame: &Frame, caller: &Caller) -> Span {
+    let alone = !caller.trace.is_local();
+    sightline_telemetry::root_span!(
+        caller.trace,
+        "ingest.frame",
+        otel.kind = if alone { "server" } else { "internal" },
+        rpc.system = alone.then_some("grpc"),
+        rpc.service = alone.then_some("sightline.ingest.v1.IngestService"),
+        rpc.method = alone.then_some("ClassifyStream"),
+        sightline.frame_id = %frame.id,
+    )
 }

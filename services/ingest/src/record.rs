@@ -21,6 +21,7 @@ use sightline_proto::{
     status::ItemError,
     verdict::{Level, VerdictSource},
 };
+use sightline_telemetry::trace::traceparent;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -136,6 +137,7 @@ impl Recorder {
             level: level.into(),
             source: source.into(),
             model: model.to_owned(),
+            traceparent: traceparent(),
         };
         if self.queue.try_send(event).is_err() {
             events::record_dropped();

@@ -6,11 +6,13 @@ use futures_util::{Stream, StreamExt};
 use sightline_mesh::{Deadline, RpcError, server::Lifecycle};
 use sightline_proto::ratelimiter::{
     CheckRequest, CheckResponse, CheckStreamRequest, CheckStreamResponse, RuleStatus, WhenAway as Away,
-    check_stream_response::Result as Answer, rate_limiter_service_server::RateLimiterService,
+    check_stream_response::Result as Answer,
+    rate_limiter_service_server::{RateLimiterService, SERVICE_NAME},
 };
+use sightline_telemetry::trace::{self, Parent};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::instrument;
+use tracing::{Instrument, instrument};
 
 use crate::{
     error::CheckError,
@@ -111,16 +113,31 @@ struct Decider<S> {
 
 impl<S: Store> Decider<S> {
     async fn answer(&self, message: CheckStreamRequest) -> CheckStreamResponse {
+        let span = sightline_telemetry::continued_span!(
+            Parent::read(&message.traceparent),
+            "ratelimiter.check",
+            otel.kind = "server",
+            rpc.system = "grpc",
+            rpc.service = SERVICE_NAME,
+            rpc.method = "CheckStream",
+        );
         let decided = match &message.check {
-            Some(check) => self.decide(check).await,
+            Some(check) => self.decide(check).instrument(span.clone()).await,
             None => {
                 self.events.checked(Checked::Invalid, Duration::ZERO);
                 Err(CheckError::Missing)
             }
         };
         let result = match decided {
-            Ok(response) => Answer::Response(response),
-            Err(error) => Answer::Error(RpcError::from(error).into()),
+            Ok(response) => {
+                trace::ended(&span, 0, "");
+                Answer::Response(response)
+            }
+            Err(error) => {
+                let error = RpcError::from(error);
+                trace::ended(&span, error.code as i32, &error.reason);
+                Answer::Error(error.into())
+            }
         };
         CheckStreamResponse { id: message.id, result: Some(result) }
     }
@@ -240,7 +257,7 @@ mod tests {
             let keys = HashMap::from([("user".to_owned(), "u".to_owned())]);
             let hits = 100 - u32::try_from(id).unwrap();
             let check = CheckRequest { hits, keys, ..CheckRequest::default() };
-            Ok(CheckStreamRequest { id, check: Some(check) })
+            Ok(CheckStreamRequest { id, check: Some(check), ..CheckStreamRequest::default() })
         };
         let questions = futures_util::stream::iter((0..16).map(question));
         let start = Instant::now();

@@ -109,7 +109,11 @@ async fn a_check_is_answered_with_every_rule_and_when_to_come_back() {
 #[tokio::test]
 async fn ten_thousand_pipelined_checks_are_answered_in_order_and_exactly() {
     let mut running = start().await;
-    let questions = (0..10_000).map(|id| CheckStreamRequest { id, check: Some(check(&[("ip", "::1")])) });
+    let questions = (0..10_000).map(|id| CheckStreamRequest {
+        id,
+        check: Some(check(&[("ip", "::1")])),
+        ..CheckStreamRequest::default()
+    });
     let answers = running.client.check_stream(tokio_stream::iter(questions)).await.unwrap().into_inner();
     let answers: Vec<_> =
         tokio::time::timeout(PATIENCE, answers.collect::<Result<_, _>>()).await.unwrap().unwrap();
@@ -126,9 +130,9 @@ async fn a_bad_item_gets_an_error_and_the_stream_goes_on() {
     let mut running = start().await;
     let good = || Some(check(&[("ip", "::1")]));
     let questions = [
-        CheckStreamRequest { id: 7, check: None },
-        CheckStreamRequest { id: 8, check: Some(check(&[("user", "")])) },
-        CheckStreamRequest { id: 9, check: good() },
+        CheckStreamRequest { id: 7, check: None, ..CheckStreamRequest::default() },
+        CheckStreamRequest { id: 8, check: Some(check(&[("user", "")])), ..CheckStreamRequest::default() },
+        CheckStreamRequest { id: 9, check: good(), ..CheckStreamRequest::default() },
     ];
     let answers = running.client.check_stream(tokio_stream::iter(questions)).await.unwrap().into_inner();
     let answers: Vec<_> = answers
@@ -209,7 +213,14 @@ async fn a_drain_ends_streams_well_and_the_server_with_them() {
     let (questions, receiver) = mpsc::channel(4);
     let answers = running.client.check_stream(ReceiverStream::new(receiver)).await.unwrap();
     let mut answers = answers.into_inner();
-    questions.send(CheckStreamRequest { id: 1, check: Some(check(&[("ip", "::1")])) }).await.unwrap();
+    questions
+        .send(CheckStreamRequest {
+            id: 1,
+            check: Some(check(&[("ip", "::1")])),
+            ..CheckStreamRequest::default()
+        })
+        .await
+        .unwrap();
     assert_eq!(answers.message().await.unwrap().unwrap().id, 1);
 
     running.lifecycle.drain();

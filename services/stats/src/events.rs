@@ -5,11 +5,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use tracing::error;
 
 /// A refusal that every sender repeats is logged this often.
 const SELDOM: Duration = Duration::from_secs(60);
+
+/// Says what each metric is, for whoever looks at `/metrics`.
+pub(crate) fn describe() {
+    describe_counter!(
+        "stats_events_total",
+        "Events committed: stored, or duplicates that were counted before"
+    );
+    describe_counter!(
+        "stats_forgotten_batches_total",
+        "Batches refused because ids of their time were forgotten"
+    );
+    describe_histogram!("stats_commit_events", "Events in one commit");
+    describe_histogram!("stats_commit_duration_seconds", "One commit of events to the database");
+    describe_gauge!("stats_queue_depth", "Events that wait to be committed");
+    describe_histogram!("stats_query_duration_seconds", "One query of the database");
+}
 
 /// One group of batches was committed.
 pub(crate) fn committed(stored: u64, duplicates: u64, took: Duration) {

@@ -24,6 +24,7 @@ mod record;
 mod retention;
 mod service;
 pub mod store;
+mod traces;
 
 use std::{path::Path, sync::Arc};
 

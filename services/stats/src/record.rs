@@ -11,13 +11,14 @@ use sightline_mesh::{Deadline, RpcError, auth::Claims, reason, server::Lifecycle
 use sightline_proto::stats::{Acknowledged, RecordRequest, RecordResponse, record_response};
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Status};
-use tracing::debug;
+use tracing::{Instrument, debug};
 
 use crate::{
     error::StatsError,
     events,
     intake::Intake,
     store::{Store, StoreError},
+    traces::Traced,
 };
 
 /// What a stream needs of its service.
@@ -103,19 +104,24 @@ impl Recorder {
         let (store, intake) = (Arc::clone(&self.store), self.intake.clone());
         async move {
             let RecordRequest { id, events } = batch;
+            let traced = Traced::begin(&events);
             let recorded = match intake.check(events, claims.as_ref(), SystemTime::now()) {
-                Ok(events) => store.record(events).await.map_err(StatsError::from),
+                Ok(events) => {
+                    store.record(events).instrument(traced.commit()).await.map_err(StatsError::from)
+                }
                 Err(error) => Err(error),
             };
             if let Err(StatsError::Store(StoreError::Forgotten { .. })) = recorded {
                 events::forgotten();
             }
+            let recorded = recorded.map_err(RpcError::from);
+            traced.end(recorded.as_ref().err());
             let result = match recorded {
                 Ok(recorded) => record_response::Result::Acknowledged(Acknowledged {
                     stored: recorded.stored,
                     duplicates: recorded.duplicates,
                 }),
-                Err(error) => record_response::Result::Error(RpcError::from(error).into()),
+                Err(error) => record_response::Result::Error(error.into()),
             };
             RecordResponse { id, result: Some(result) }
         }

@@ -11,7 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{Instrument, Span, instrument};
 
-use crate::{config::StatsConfig, error::StatsError, intake::Intake, query, record::Recorder, store::Store};
+use crate::{
+    config::StatsConfig, error::StatsError, events, intake::Intake, query, record::Recorder, store::Store,
+};
 
 /// A record stream without a deadline stays open for as long as its connection; a timer needs some number.
 const LONGEST_STREAM: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -31,6 +33,7 @@ pub struct Service {
 
 impl Service {
     pub(crate) fn new(config: &StatsConfig, store: Arc<dyn Store>, lifecycle: Lifecycle) -> Self {
+        events::describe();
         Self {
             store,
             intake: Intake::new(config),

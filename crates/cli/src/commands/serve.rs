@@ -31,11 +31,12 @@ pub(crate) async fn run(layers: &Settings, command: Serve) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What traces call this process: by its role, where it has one.
+/// What traces call this process: `sightline-ingest`; with all roles in it just `sightline`.
 fn service_name(roles: &[Role]) -> String {
-    match roles {
-        [role] => format!("sightline-{}", role.name()),
-        _ => "sightline".into(),
+    let names = Role::ALL.iter().filter(|role| roles.contains(role)).map(|role| format!("-{}", role.name()));
+    match names.clone().count() == Role::ALL.len() {
+        true => "sightline".into(),
+        false => format!("sightline{}", names.collect::<String>()),
     }
 }
 

@@ -1,10 +1,17 @@
 //! Calling other services.
 
 mod pool;
+mod report;
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 pub use pool::{Lane, Message, PoolOptions, StreamPool};
+use report::Report;
+pub use report::Without;
+use sightline_telemetry::{
+    dependencies::Dependency,
+    trace::{TRACEPARENT, traceparent},
+};
 use tonic::{
     Request,
     metadata::{AsciiMetadataKey, AsciiMetadataValue},
@@ -34,6 +41,7 @@ pub struct Endpoints {
     service: &'static str,
     channels: Vec<(String, Channel)>,
     metadata: Vec<(AsciiMetadataKey, AsciiMetadataValue)>,
+    report: Option<Arc<Report>>,
 }
 
 impl Endpoints {
@@ -71,7 +79,14 @@ impl Endpoints {
                 Ok((AsciiMetadataKey::from_static(key), value))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { service, channels, metadata })
+        Ok(Self { service, channels, metadata, report: None })
+    }
+
+    /// A pool over these replicas says how its streams are.
+    #[must_use]
+    pub fn reporting(mut self, dependency: Dependency, without: Without) -> Self {
+        self.report = Some(Arc::new(Report::new(dependency, without)));
+        self
     }
 
     /// The service's name, for messages and metrics.
@@ -84,11 +99,16 @@ impl Endpoints {
         self.channels.iter().map(|(uri, channel)| (uri.as_str(), channel.clone()))
     }
 
-    /// A request that carries this process's metadata.
+    /// A request that carries this process's metadata, and the current trace where it is kept.
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         for (key, value) in &self.metadata {
             request.metadata_mut().insert(key.clone(), value.clone());
+        }
+        if let Some(value) =
+            Some(traceparent()).filter(|text| !text.is_empty()).and_then(|text| text.parse().ok())
+        {
+            request.metadata_mut().insert(TRACEPARENT, value);
         }
         request
     }

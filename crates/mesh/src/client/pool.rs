@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming, transport::Channel};
 use tracing::{debug, warn};
 
-use super::Endpoints;
+use super::{Endpoints, report::LastProblem};
 use crate::{Deadline, RpcError};
 
 /// What a message from the server means to the pool.
@@ -114,6 +114,7 @@ struct Shared<L: Lane> {
     endpoints: Endpoints,
     options: PoolOptions,
     sessions: watch::Sender<Vec<Arc<Session<L>>>>,
+    problem: LastProblem,
 }
 
 impl<L: Lane> Clone for StreamPool<L> {
@@ -131,7 +132,9 @@ impl<L: Lane> std::fmt::Debug for StreamPool<L> {
 impl<L: Lane> StreamPool<L> {
     /// Starts opening streams to every endpoint, on the current tokio runtime.
     pub fn start(lane: L, endpoints: Endpoints, options: PoolOptions) -> Self {
-        let shared = Arc::new(Shared { lane, endpoints, options, sessions: watch::Sender::new(Vec::new()) });
+        let sessions = watch::Sender::new(Vec::new());
+        let problem = LastProblem::default();
+        let shared = Arc::new(Shared { lane, endpoints, options, sessions, problem });
         let stop = CancellationToken::new();
         for (uri, channel) in shared.endpoints.channels() {
             for _ in 0..options.streams_per_endpoint {
@@ -139,6 +142,14 @@ impl<L: Lane> StreamPool<L> {
                 let stop = stop.clone();
                 tokio::spawn(async move { stop.run_until_cancelled(task).await });
             }
+        }
+        if let Some(report) = shared.endpoints.report.clone() {
+            let (shared, stop) = (Arc::clone(&shared), stop.clone());
+            let of = shared.endpoints.channels().count() * options.streams_per_endpoint;
+            tokio::spawn(async move {
+                let keep = report.keep(|| shared.sessions.borrow().len(), of, &shared.problem);
+                stop.run_until_cancelled(keep).await;
+            });
         }
         Self { shared, _stop: Arc::new(stop.drop_guard()) }
     }
@@ -289,10 +300,17 @@ async fn supervise<L: Lane>(shared: Arc<Shared<L>>, uri: String, channel: Channe
                 session.credits.close();
                 match ended {
                     Ok(()) => debug!(service, uri, "stream ended"),
-                    Err(error) => warn!(service, uri, reason = error.reason, "stream broke: {error}"),
+                    Err(error) => {
+                        warn!(service, uri, reason = error.reason, "stream broke: {error}");
+                        shared.problem.set(format!("{uri}: {} ({error})", error.reason));
+                    }
                 }
             }
-            Err(status) => debug!(service, uri, code = ?status.code(), "cannot open a stream"),
+            Err(status) => {
+                debug!(service, uri, code = ?status.code(), "cannot open a stream");
+                let error = RpcError::from_status(&status);
+                shared.problem.set(format!("{uri}: {} ({error})", error.reason));
+            }
         }
         let pause = backoff.mul_f64(rand::rng().random_range(0.5..1.5));
         tokio::time::sleep(pause).await;

@@ -220,5 +220,6 @@ pub(super) fn ask(tenant: String) -> impl Fn(u64) -> CheckStreamRequest + Send {
     move |id| CheckStreamRequest {
         id,
         check: Some(CheckRequest { tenant: tenant.clone(), ..CheckRequest::default() }),
+        ..CheckStreamRequest::default()
     }
 }

@@ -38,7 +38,7 @@ pub(crate) async fn start(
         // Joining the executors waits for the batch each is in.
         tokio::task::spawn_blocking(move || drop(registry)).await.ok();
     };
-    Ok(Running::start(Role::Classifier, server, lifecycle, Box::pin(finish)))
+    Ok(shared.serve(Role::Classifier, server, lifecycle, Box::pin(finish)))
 }
 
 #[cfg(feature = "torch")]

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use sightline_ingest::{Pipeline, Service, pipeline::Upstreams, shared::Shared as Verdicts, spool::Spool};
+use sightline_ingest::{
+    Pipeline, Service, config::WhenAway, pipeline::Upstreams, shared::Shared as Verdicts, spool::Spool,
+};
 use sightline_mesh::{
     Deadline,
     auth::service_token,
-    client::Endpoints,
+    client::{Endpoints, Without},
     server::{Lifecycle, Server, WebOptions},
 };
 use sightline_proto::ingest::ingest_service_server::{IngestServiceServer, SERVICE_NAME};
@@ -24,10 +26,19 @@ pub(crate) async fn start(
     let lifecycle = Lifecycle::default();
     let metadata = service_token(&config.auth)?;
     let ingest = &config.ingest;
+    let replicas = |service: &'static str, uris: &[String], without| {
+        let dependency = shared.dependencies.register(service);
+        Endpoints::new(service, uris, &metadata).map(|replicas| replicas.reporting(dependency, without))
+    };
+    let without_limits = match ingest.ratelimiter_away {
+        WhenAway::Open => Without::GoesOn,
+        WhenAway::Closed => Without::Fails,
+    };
     let upstreams = Upstreams {
-        classifier: Endpoints::new("classifier", &ingest.classifier, &metadata)?,
-        ratelimiter: Endpoints::new("ratelimiter", &ingest.ratelimiter, &metadata)?,
-        stats: Endpoints::new("stats", &ingest.stats, &metadata)?,
+        classifier: replicas("classifier", &ingest.classifier, Without::Fails)?,
+        ratelimiter: replicas("ratelimiter", &ingest.ratelimiter, without_limits)?,
+        // Events wait for it.
+        stats: replicas("stats", &ingest.stats, Without::GoesOn)?,
         shared: Verdicts::from_config(ingest, &shared.dependencies)?,
         spool: spool(config).await?,
     };
@@ -48,7 +59,7 @@ pub(crate) async fn start(
         let (pipeline, drain) = (Arc::clone(&pipeline), ingest.drain_timeout.0);
         async move { pipeline.finish(Deadline::after(drain)).await }
     };
-    Ok((Running::start(Role::Ingest, server, lifecycle, Box::pin(finish)), pipeline))
+    Ok((shared.serve(Role::Ingest, server, lifecycle, Box::pin(finish)), pipeline))
 }
 
 /// Where events wait while the statistics are away. Opening it reads what is left there.

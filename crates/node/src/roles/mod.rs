@@ -20,7 +20,6 @@ use crate::{NodeError, Role};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     pub(crate) verifier: Option<Arc<Verifier>>,
-    #[allow(dead_code)] // for the stores to come
     pub(crate) dependencies: Dependencies,
 }
 
@@ -28,6 +27,13 @@ impl Shared {
     /// For the public edge.
     pub(crate) fn client_guard(&self) -> Guard {
         Guard::new(self.verifier.clone(), "classify")
+    }
+
+    /// Starts serving a role.
+    pub(crate) fn serve(&self, role: Role, server: Server, lifecycle: Lifecycle, finish: Finish) -> Running {
+        let (dependencies, life) = (self.dependencies.clone(), lifecycle.clone());
+        let server = tokio::spawn(async move { server.run_with(life, &dependencies).await });
+        Running { role, lifecycle, server, finish }
     }
 
     /// For services that only other services call.
@@ -48,11 +54,6 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(role: Role, server: Server, lifecycle: Lifecycle, finish: Finish) -> Self {
-        let server = tokio::spawn(server.run(lifecycle.clone()));
-        Self { role, lifecycle, server, finish }
-    }
-
     /// Drains, waits for the calls in flight within the server's own bound, and flushes.
     pub(crate) async fn stop(self) {
         self.lifecycle.drain();

@@ -32,5 +32,5 @@ pub(crate) async fn start(
         web: None,
         drain_timeout: config.drain_timeout.0,
     };
-    Ok(Running::start(Role::Ratelimiter, server, lifecycle, nothing()))
+    Ok(shared.serve(Role::Ratelimiter, server, lifecycle, nothing()))
 }

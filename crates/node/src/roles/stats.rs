@@ -28,5 +28,5 @@ pub(crate) async fn start(
         web: None,
         drain_timeout: config.drain_timeout.0,
     };
-    Ok(Running::start(Role::Stats, server, lifecycle, Box::pin(stats.close())))
+    Ok(shared.serve(Role::Stats, server, lifecycle, Box::pin(stats.close())))
 }

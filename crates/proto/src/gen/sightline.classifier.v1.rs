@@ -53,7 +53,7 @@ pub struct Tensor {
     /// How much longer the caller waits.
     #[prost(message, optional, tag = "5")]
     pub timeout: ::core::option::Option<::prost_types::Duration>,
-    /// W3C trace context of the frame.
+    /// W3C trace context of the frame; empty when its trace is not kept.
     #[prost(string, tag = "6")]
     pub traceparent: ::prost::alloc::string::String,
 }

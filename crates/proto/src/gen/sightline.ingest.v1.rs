@@ -18,7 +18,7 @@ pub struct Frame {
     /// When it was captured; now, if unset.
     #[prost(message, optional, tag = "5")]
     pub captured_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// The encoded image: JPEG, PNG, WebP or GIF (its first frame), at most 10 MiB by default.
+    /// The encoded image: JPEG, PNG, WebP or GIF (its first frame), at most 10 MB (10,000,000 bytes) by default.
     #[prost(bytes = "bytes", tag = "6")]
     pub image: ::prost::bytes::Bytes,
     /// "name" or "name@version" of the model to use; empty for the default model.
@@ -133,6 +133,9 @@ pub struct StreamFrame {
     pub id: u64,
     #[prost(message, optional, tag = "2")]
     pub frame: ::core::option::Option<Frame>,
+    /// W3C trace context of this frame; empty: that of the stream's metadata `traceparent`, if any.
+    #[prost(string, tag = "3")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StreamVerdict {

@@ -57,6 +57,9 @@ pub struct CheckStreamRequest {
     pub id: u64,
     #[prost(message, optional, tag = "2")]
     pub check: ::core::option::Option<CheckRequest>,
+    /// W3C trace context of what is checked; empty when its trace is not kept.
+    #[prost(string, tag = "3")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckStreamResponse {

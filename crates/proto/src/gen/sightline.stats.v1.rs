@@ -19,9 +19,12 @@ pub struct Event {
     pub level: i32,
     #[prost(enumeration = "super::super::verdict::v1::VerdictSource", tag = "8")]
     pub source: i32,
-    /// "name@version".
+    /// "name@version"; at most 160 characters.
     #[prost(string, tag = "9")]
     pub model: ::prost::alloc::string::String,
+    /// W3C trace context of the frame; empty when its trace is not kept.
+    #[prost(string, tag = "10")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecordRequest {

@@ -12,6 +12,7 @@ use sightline_proto::ingest::{
     ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse, ClassifyStreamRequest,
     ClassifyStreamResponse, Frame as WireFrame, ingest_service_server::IngestService,
 };
+use sightline_telemetry::trace::{Parent, TRACEPARENT};
 use streams::OpenStreams;
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
@@ -55,7 +56,21 @@ fn count(error: &IngestError) {
 fn caller<T>(request: &Request<T>) -> Caller {
     let extensions = request.extensions();
     let peer = extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-    Caller { claims: extensions.get::<Claims>().cloned(), ip: peer.map(|peer| peer.ip()) }
+    Caller {
+        claims: extensions.get::<Claims>().cloned(),
+        ip: peer.map(|peer| peer.ip()),
+        trace: trace(request),
+    }
+}
+
+/// The span of the call; a long-lived stream has none, and its frames belong to what its metadata says.
+fn trace<T>(request: &Request<T>) -> Parent {
+    let current = Parent::current();
+    if current.is_some() {
+        return current;
+    }
+    let sent = request.metadata().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    Parent::read(sent.unwrap_or_default())
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -7,6 +7,7 @@ use sightline_proto::ingest::{
     ClassifyStreamRequest, ClassifyStreamResponse, Drain, Hello, StreamError, StreamFrame, StreamVerdict,
     Welcome, classify_stream_request::Message as Said, classify_stream_response::Message as Answer,
 };
+use sightline_telemetry::trace::Parent;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
@@ -181,7 +182,11 @@ impl Conversation {
     /// Starts one frame. Its place is given back when its answer is in the channel.
     fn classify(&self, said: StreamFrame, hello: &Arc<Hello>, place: OwnedSemaphorePermit) {
         let deadline = Deadline::after(self.pipeline.config().max_timeout.0);
-        let (pipeline, caller) = (Arc::clone(&self.pipeline), self.caller.clone());
+        let (pipeline, mut caller) = (Arc::clone(&self.pipeline), self.caller.clone());
+        let own = Parent::read(&said.traceparent);
+        if own.is_some() {
+            caller.trace = own;
+        }
         let (answers, hello) = (self.answers.clone(), Arc::clone(hello));
         tokio::spawn(async move {
             let work = async {

@@ -24,8 +24,9 @@ use rand::Rng;
 use sightline_mesh::Deadline;
 pub use sightline_redis::TargetError;
 use sightline_redis::{Link, LinkError, Options, Script, Value, cmd};
-use sightline_telemetry::dependencies::Dependencies;
+use sightline_telemetry::{child_span, dependencies::Dependencies};
 use tokio::{sync::Semaphore, time::sleep};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use self::entry::{Entry, Lease};
@@ -157,7 +158,8 @@ impl Shared {
         let asked = self.link.script(&LEASE, |cmd| {
             cmd.arg(1).arg(name(key)).arg(lease.bytes().as_slice()).arg(milliseconds);
         });
-        let (event, asked) = match asked.await {
+        let span = child_span!("redis.lease", otel.kind = "client", db.system = "redis");
+        let (event, asked) = match asked.instrument(span).await {
             Ok(Value::Nil) => (Event::Miss, Asked::Leased(lease)),
             Ok(Value::BulkString(bytes)) => match Entry::read(&bytes) {
                 Some(Entry::Scores(scored)) => (Event::Hit, Asked::Scores(scored)),

@@ -29,10 +29,12 @@ use std::{
 
 use metrics::Counter as Metric;
 use sightline_redis::{Link, Topology};
+use sightline_telemetry::child_span;
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
 };
+use tracing::Instrument;
 
 use self::{
     away::Away,
@@ -200,7 +202,8 @@ impl Store for RedisStore {
             self.denied.increment(1);
             return Ok(refusal);
         }
-        match self.ask(&charges).await {
+        let span = child_span!("redis.eval", otel.kind = "client", db.system = "redis");
+        match self.ask(&charges).instrument(span).await {
             Some(decision) => Ok(decision),
             None => Ok(self.away.decide(check)),
         }

@@ -32,13 +32,14 @@ use std::{
 };
 
 pub use connect::PostgresError;
+use sightline_telemetry::child_span;
 use sightline_telemetry::dependencies::Dependencies;
 use tokio::{
     sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot},
     task::JoinHandle,
 };
 use tokio_postgres::types::Type;
-use tracing::{error, warn};
+use tracing::{Instrument, error, warn};
 
 use self::{
     connect::{Connector, Database},
@@ -210,7 +211,8 @@ impl Store for PostgresStore {
         let (reply, answer) = oneshot::channel();
         self.push(Batch { events, reply, permit })?;
         self.report_depth();
-        let outcome = answer.await.map_err(|_| StoreError::Closed)?;
+        let span = child_span!("postgres.record", otel.kind = "client", db.system = "postgresql");
+        let outcome = answer.instrument(span).await.map_err(|_| StoreError::Closed)?;
         self.report_depth();
         outcome
     }
@@ -224,8 +226,9 @@ impl Store for PostgresStore {
         let _turn = self.running.acquire().await.map_err(|_| StoreError::Closed)?;
         let started = Instant::now();
         let timeout = self.config.query_timeout.0;
-        let answer =
-            tokio::time::timeout(timeout, reader::answer(&self.writer.database, &query, timeout)).await;
+        let span = child_span!("postgres.query", otel.kind = "client", db.system = "postgresql");
+        let answer = reader::answer(&self.writer.database, &query, timeout).instrument(span);
+        let answer = tokio::time::timeout(timeout, answer).await;
         events::queried(started.elapsed());
         match answer.unwrap_or(Err(Trouble::Slow(timeout))) {
             Ok(page) => {

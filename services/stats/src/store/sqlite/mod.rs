@@ -21,8 +21,9 @@ use std::{
 };
 
 pub use open::OpenError;
+use sightline_telemetry::child_span;
 use tokio::sync::{Semaphore, oneshot};
-use tracing::error;
+use tracing::{Instrument, error};
 
 use self::{
     open::Location,
@@ -103,7 +104,8 @@ impl Store for SqliteStore {
         let (reply, answer) = oneshot::channel();
         self.commands.push(Command::Record(Batch { events, reply, permit }))?;
         self.report_depth();
-        let outcome = answer.await.map_err(|_| StoreError::Closed)?;
+        let span = child_span!("sqlite.record", otel.kind = "client", db.system = "sqlite");
+        let outcome = answer.instrument(span).await.map_err(|_| StoreError::Closed)?;
         self.report_depth();
         outcome
     }
@@ -113,7 +115,8 @@ impl Store for SqliteStore {
         let abandoned = Arc::new(AtomicBool::new(false));
         let _guard = SetOnDrop(Arc::clone(&abandoned));
         self.jobs.push(Job { query, reply, abandoned })?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        let span = child_span!("sqlite.query", otel.kind = "client", db.system = "sqlite");
+        answer.instrument(span).await.map_err(|_| StoreError::Closed)?
     }
 
     async fn prune(&self, before: Hour, limit: usize) -> Result<Pruned, StoreError> {

@@ -1,0 +1,357 @@
+//! What a server shows of its calls and connections: how many, how they ended, how long they took, and a span for each
+//! that is not a long-lived stream.
+//!
+//! - `request_count_total{method, code}`: every call, when it has ended.
+//! - `rpc_duration_seconds{method}`: unary calls, from their head to the end of the answer. Streams live as long as their
+//!   connection: their messages are timed by the services.
+//! - `requests_in_flight{server}`, `active_connections{server}`.
+//!
+//! `method` is one that the server's descriptors name, or `other`; `code` one of gRPC's seventeen: whatever callers ask
+//! for, the number of series is bounded.
+
+use std::{
+    collections::HashMap,
+    io,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram};
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use sightline_telemetry::trace::{Parent, TRACEPARENT, ended};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tonic::{
+    Code, Status,
+    body::Body,
+    transport::server::{Connected, TcpConnectInfo},
+};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span};
+
+use crate::RpcError;
+
+/// The names of gRPC's codes by their number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// A method as metrics and traces name it.
+struct Method {
+    /// `package.Service/Method`.
+    full: String,
+    service: String,
+    name: String,
+    /// `ingest.classify`; none for calls that get no span.
+    span: Option<String>,
+    /// None for streams.
+    duration: Option<Histogram>,
+    codes: [OnceLock<Counter>; CODES.len()],
+}
+
+impl Method {
+    fn new(service: &str, name: &str, streams: (bool, bool)) -> Self {
+        let full = format!("{service}/{name}");
+        let (client, server) = streams;
+        let duration = (!client && !server)
+            .then(|| metrics::histogram!("rpc_duration_seconds", "method" => full.clone()));
+        // Health checks and reflection are not what anybody looks for in a trace.
+        let ours = service.strip_prefix("sightline.").and_then(|rest| rest.split('.').next());
+        let span = ours.filter(|_| !client).map(|package| format!("{package}.{}", snake(name)));
+        Self { full, service: service.into(), name: name.into(), span, duration, codes: Default::default() }
+    }
+
+    fn count(&self, code: Code) {
+        let name = CODES[code as usize];
+        let made = || counter!("request_count_total", "method" => self.full.clone(), "code" => name);
+        self.codes[code as usize].get_or_init(made).increment(1);
+    }
+
+    fn span(&self, headers: &http::HeaderMap) -> Span {
+        let Some(span) = &self.span else { return Span::none() };
+        let parent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        sightline_telemetry::root_span!(
+            Parent::read(parent),
+            "call",
+            otel.name = span.as_str(),
+            otel.kind = "server",
+            rpc.system = "grpc",
+            rpc.service = self.service.as_str(),
+            rpc.method = self.name.as_str(),
+        )
+    }
+}
+
+/// `ClassifyBatch` is `classify_batch`.
+fn snake(name: &str) -> String {
+    let mut snake = String::new();
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !snake.is_empty() {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
+/// A layer around all services of one server.
+#[derive(Clone)]
+pub(crate) struct Calls {
+    methods: Arc<HashMap<String, Arc<Method>>>,
+    other: Arc<Method>,
+    in_flight: Gauge,
+    connections: Gauge,
+}
+
+impl Calls {
+    /// Knows the methods of `services`, as far as `descriptors` have them.
+    pub(crate) fn new(server: &'static str, services: &[&str], descriptors: &[&[u8]]) -> Self {
+        describe_counter!("request_count_total", "Calls that have ended, by method and gRPC code");
+        describe_histogram!("rpc_duration_seconds", "Unary calls, from their head to the end of the answer");
+        describe_gauge!("requests_in_flight", "Calls that have not ended, streams included");
+        describe_gauge!("active_connections", "Connections that are open");
+        describe_counter!(
+            "mesh_retries_total",
+            "Messages to another service that were sent again, by service"
+        );
+        let mut methods = HashMap::new();
+        for set in descriptors.iter().filter_map(|bytes| FileDescriptorSet::decode(*bytes).ok()) {
+            for file in &set.file {
+                for service in &file.service {
+                    let full = format!("{}.{}", file.package(), service.name());
+                    for method in service.method.iter().filter(|_| services.contains(&full.as_str())) {
+                        let streams = (method.client_streaming(), method.server_streaming());
+                        let known = Arc::new(Method::new(&full, method.name(), streams));
+                        methods.insert(format!("/{}", known.full), known);
+                    }
+                }
+            }
+        }
+        let mut other = Method::new("other", "", (true, true));
+        other.full = "other".into();
+        Self {
+            methods: Arc::new(methods),
+            other: Arc::new(other),
+            in_flight: metrics::gauge!("requests_in_flight", "server" => server),
+            connections: metrics::gauge!("active_connections", "server" => server),
+        }
+    }
+
+    /// Counts a connection for as long as it is open.
+    pub(crate) fn connection(&self, stream: TcpStream) -> Connection {
+        Connection { stream, _open: Counted::new(&self.connections) }
+    }
+}
+
+impl<S> Layer<S> for Calls {
+    type Service = Observed<S>;
+
+    fn layer(&self, inner: S) -> Observed<S> {
+        Observed { inner, calls: self.clone() }
+    }
+}
+
+/// One more in a gauge, until it is dropped.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// See [`Calls`].
+#[derive(Clone)]
+pub(crate) struct Observed<S> {
+    inner: S,
+    calls: Calls,
+}
+
+type Answering<E> = Pin<Box<dyn Future<Output = Result<http::Response<Body>, E>> + Send>>;
+
+impl<S> Service<http::Request<Body>> for Observed<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Answering<S::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let method = self.calls.methods.get(request.uri().path()).unwrap_or(&self.calls.other);
+        let span = method.span(request.headers());
+        let call = Call {
+            method: Arc::clone(method),
+            since: Instant::now(),
+            status: None,
+            span: span.clone(),
+            _in_flight: Counted::new(&self.calls.in_flight),
+        };
+        let answer = self.inner.call(request).instrument(span);
+        Box::pin(async move { answer.await.map(|response| call.follow(response)) })
+    }
+}
+
+/// One call, counted when it is dropped: without a status its caller went away.
+struct Call {
+    method: Arc<Method>,
+    since: Instant,
+    status: Option<(Code, String)>,
+    span: Span,
+    _in_flight: Counted,
+}
+
+impl Call {
+    /// The status is in the head of an answer without messages, and behind the messages of any other.
+    fn follow(mut self, response: http::Response<Body>) -> http::Response<Body> {
+        if self.read(response.headers()) {
+            return response;
+        }
+        response.map(|body| Body::new(Followed { body, call: Some(self) }))
+    }
+
+    fn read(&mut self, headers: &http::HeaderMap) -> bool {
+        let Some(status) = headers.get("grpc-status") else { return false };
+        let code = Code::from_bytes(status.as_bytes());
+        // The details are read only for those who look.
+        let status = Some(headers).filter(|_| code != Code::Ok && !self.span.is_disabled());
+        let reason =
+            status.and_then(Status::from_header_map).map(|status| RpcError::from_status(&status).reason);
+        self.status = Some((code, reason.unwrap_or_default()));
+        true
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        let (code, reason) = self.status.take().unwrap_or((Code::Cancelled, "CANCELLED".into()));
+        self.method.count(code);
+        if let Some(duration) = &self.method.duration {
+            duration.record(self.since.elapsed());
+        }
+        ended(&self.span, code as i32, &reason);
+    }
+}
+
+/// An answer whose end is waited for.
+struct Followed {
+    body: Body,
+    call: Option<Call>,
+}
+
+impl http_body::Body for Followed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+            && let Some(call) = &mut self.call
+        {
+            call.read(trailers);
+            self.call = None;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection that is counted.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    _open: Counted,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,9 @@
+//! The mesh seen from outside: real processes, a real Jaeger, a real Prometheus.
+
+#![allow(clippy::unwrap_used)] // a panic here is a failed test
+
+mod away;
+mod frame;
+mod health;
+mod metrics;
+mod support;
