@@ -166,6 +166,8 @@ fn the_production_profile_is_installed_upgraded_and_rolled_back_without_a_gap() 
         eventually(&format!("{count} pods of {service}"), || release.ready(service).len() == count);
     }
     as_intended(&release);
+    // What the autoscalers started since then is not the upgrade's.
+    cluster.kubelets.started("production");
 
     let upgrade = || {
         let set = [r#"image.tag="0.1.1""#, r#"ingest.settings.cache_ttl="1m""#];

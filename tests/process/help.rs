@@ -3,7 +3,7 @@
 use crate::support::sightline;
 
 /// Every command, and words without which its help would not say how to use it.
-const COMMANDS: [(&str, &[&str]); 18] = [
+const COMMANDS: [(&str, &[&str]); 19] = [
     (
         "",
         &[
@@ -39,6 +39,7 @@ const COMMANDS: [(&str, &[&str]); 18] = [
         "token mint",
         &["--secret-file", "--key-file", "--user", "--scope", "classify", "service", "--lifetime"],
     ),
+    ("migrate", &["PostgreSQL", "stats.postgres_url", "--dry-run", "--json"]),
     ("completions", &["bash", "zsh", "fish", "/etc/bash_completion.d/sightline"]),
     ("help", &[]),
 ];

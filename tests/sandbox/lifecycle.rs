@@ -16,16 +16,18 @@ use crate::stream::{frame, open};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
-    // Two at a time: when the stop comes, frames have been sent that were not read.
-    let mesh = MeshSandbox::start_with(|config| config.ingest.stream_in_flight = 2).await;
+    /// So small that all fit into the transport's window, and so many that reading them takes long.
+    const FRAMES: u64 = 200;
+    // One at a time: when the stop comes, frames have been sent that were not read.
+    let mesh = MeshSandbox::start_with(|config| config.ingest.stream_in_flight = 1).await;
     let mut health = HealthClient::new(mesh.channel(Role::Ingest).await);
     let service = "sightline.ingest.v1.IngestService".to_owned();
     let mut watch = health.watch(HealthCheckRequest { service }).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
 
     let (mut talk, _) = open(mesh.ingest().await, "ada").await;
-    for id in 0..20 {
-        talk.say.send(frame(id, frames::png(id, 200))).await.unwrap();
+    for id in 0..FRAMES {
+        talk.say.send(frame(id, frames::jpeg(id, 24))).await.unwrap();
     }
     // The first answer shows that the stream is being read.
     let mut answered =
@@ -50,7 +52,7 @@ async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
     assert!(told, "the stream was not told");
     assert!(answered > 0);
     assert!(turned_away > 0, "all frames were read before the stop: this showed nothing");
-    assert_eq!(answered + turned_away, 20, "a frame was left without a word");
+    assert_eq!(answered + turned_away, FRAMES as usize, "a frame was left without a word");
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     drop((watch, health, talk));
     let folder = tokio::time::timeout(Duration::from_secs(20), stopping).await.unwrap().unwrap();

@@ -113,7 +113,7 @@ async fn streamed(
         let [user, address] = who(number, options);
         let keys = HashMap::from([("user".to_owned(), user), ("address".to_owned(), address)]);
         let check = CheckRequest { tenant: String::new(), keys, hits: 1 };
-        CheckStreamRequest { id: number as u64, check: Some(check) }
+        CheckStreamRequest { id: number as u64, check: Some(check), ..Default::default() }
     };
     for number in numbers.by_ref().take(in_flight) {
         asked.insert(number as u64, Instant::now());
