@@ -8,13 +8,18 @@ use indicatif::MultiProgress;
 use crate::{cache, cargo, go};
 
 /// Programs and the Debian packages they come from.
-const DEBIAN: [(&str, &str); 6] = [
+const DEBIAN: [(&str, &str); 10] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("postgres", "postgresql"),
     ("psql", "postgresql-client"),
     ("pgbouncer", "pgbouncer"),
     ("prometheus", "prometheus"),
+    // The control plane's keys; and what runs the image's files without an engine (docker/try.sh).
+    ("openssl", "openssl"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("strip", "binutils"),
 ];
 
 /// What there is of what was asked for.

@@ -19,7 +19,7 @@ pub fn use_tools(folder: PathBuf) {
 static TOOLS: OnceLock<PathBuf> = OnceLock::new();
 
 /// Programs, and how to get each.
-const REMEDIES: [(&str, &str); 10] = [
+const REMEDIES: [(&str, &str); 14] = [
     ("redis-server", "apt-get install redis-server"),
     ("redis-cli", "apt-get install redis-tools"),
     ("postgres", "apt-get install postgresql"),
@@ -29,6 +29,10 @@ const REMEDIES: [(&str, &str); 10] = [
     ("prometheus", "apt-get install prometheus"),
     ("promtool", "apt-get install prometheus"),
     ("setpriv", "apt-get install util-linux"),
+    ("unshare", "apt-get install util-linux"),
+    ("openssl", "apt-get install openssl"),
+    ("ip", "apt-get install iproute2"),
+    ("strip", "apt-get install binutils"),
     ("toxiproxy-server", "cargo xtask tools builds it"),
 ];
 
