@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use sightline_config::{HumanDuration, ServerUrl};
@@ -28,6 +29,10 @@ sightline_config::settings! {
         pub redis_batch: usize = 64,
         /// Checks that may wait for a round trip: at 64 a trip, 64 trips, far more than fit into `redis_timeout`.
         pub redis_queue: usize = 4096,
+        /// How much longer than it needs a counter's key is kept in Redis when its time to live is set, which costs Redis more
+        /// than counting: one that is charged every few seconds sets it once in this time. The price is memory, about 150
+        /// bytes, for so much longer after its last charge.
+        pub redis_keep: HumanDuration = HumanDuration::from_secs(60),
         /// Counters at their limit that are remembered, so that a caller who hammers is refused without asking Redis; 32 bytes
         /// each, 8 MB. 0: none.
         pub deny_cache: usize = 262_144,
@@ -53,6 +58,8 @@ const MIN_KEYS: usize = crate::store::memory::SHARDS * crate::rules::MAX_RULES;
 const MAX_BATCH: usize = 1024;
 /// More replicas than a mesh has.
 const MAX_REPLICAS: u32 = 500;
+/// Keys of counters out of use are only memory.
+const MAX_KEEP: Duration = Duration::from_secs(24 * 3600);
 
 /// A value that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +97,9 @@ impl RateLimiterConfig {
         }
         if self.redis_timeout.is_zero() {
             return wrong("redis_timeout", "must be longer than 0s".into());
+        }
+        if self.redis_keep.0 > MAX_KEEP {
+            return wrong("redis_keep", "must be at most 24h: idle counters would fill Redis".into());
         }
         if self.redis_prefix.contains(['{', '}']) {
             return wrong(
@@ -132,6 +142,10 @@ mod tests {
             (
                 RateLimiterConfig { redis_timeout: HumanDuration::from_secs(0), ..good.clone() },
                 "`ratelimiter.redis_timeout` must be longer than 0s",
+            ),
+            (
+                RateLimiterConfig { redis_keep: HumanDuration::from_secs(86_401), ..good.clone() },
+                "`ratelimiter.redis_keep` must be at most 24h: idle counters would fill Redis",
             ),
             (
                 RateLimiterConfig { redis_prefix: "a{b".into(), ..good.clone() },

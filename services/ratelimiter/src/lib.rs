@@ -127,6 +127,7 @@ fn settings(config: &RateLimiterConfig) -> Settings {
         timeout: config.redis_timeout.0,
         batch: config.redis_batch,
         queue: config.redis_queue,
+        keep: config.redis_keep.0,
         deny_cache: config.deny_cache,
         replicas: config.replicas,
     }

@@ -6,13 +6,14 @@
 //! for checks of two rules, CPU of Redis per check is 16 µs with 32 unary callers and 8 to 10 µs with a busy stream
 //! (docs/BENCHMARKS.md), since most of a call's cost is parsing it, entering Lua and writing the answer.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sightline_redis::{Link, LinkError, Script, Topology};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::warn;
 
 use super::{
+    Settings,
     clock::Clock,
     key::Charge,
     wire::{Call, Op, Verdict},
@@ -36,10 +37,12 @@ pub(super) struct Entry {
 pub(super) type Queue = mpsc::Sender<Entry>;
 
 /// Starts the workers.
-pub(super) fn start(link: Link, prefix: String, clock: Clock, batch: usize, queue: usize) -> Queue {
+pub(super) fn start(link: Link, settings: Settings, clock: Clock) -> Queue {
+    let Settings { prefix, batch, queue, keep, .. } = settings;
     let (sender, receiver) = mpsc::channel(queue);
     let receiver = Arc::new(Mutex::new(receiver));
-    let caller = Arc::new(Caller { link, prefix, clock, script: Script::new(include_str!("gcra.lua")) });
+    let caller =
+        Arc::new(Caller { link, prefix, clock, keep, script: Script::new(include_str!("gcra.lua")) });
     for _ in 0..WORKERS {
         tokio::spawn(work(Arc::clone(&caller), Arc::clone(&receiver), batch));
     }
@@ -59,6 +62,7 @@ struct Caller {
     link: Link,
     prefix: String,
     clock: Clock,
+    keep: Duration,
     script: Script,
 }
 
@@ -90,7 +94,7 @@ impl Caller {
     /// One call for entries whose keys share a slot.
     async fn call(&self, entries: Vec<Entry>) {
         let checks = entries.iter().map(|entry| (entry.op, &entry.charges[..]));
-        let call = Call::new(&self.prefix, self.clock.for_script(), self.clock.grace_ms(), checks);
+        let call = Call::new(&self.prefix, self.clock.times(self.keep), checks);
         let verdicts = match self.link.script(&self.script, |cmd| call.fill(cmd)).await {
             Ok(answer) => call.read(&answer),
             Err(LinkError::Away(_)) => return,

@@ -1,6 +1,8 @@
 //! This process's time, by which it remembers what Redis said.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use super::wire::Times;
 
 #[cfg(any(test, feature = "conformance"))]
 use std::sync::{Arc, atomic::AtomicU64};
@@ -38,20 +40,13 @@ impl Clock {
         }
     }
 
-    /// What the script is told; 0: to read Redis's clock.
-    pub(super) fn for_script(&self) -> u64 {
+    /// What the script is told; keys are kept `keep` longer than needed.
+    pub(super) fn times(&self, keep: Duration) -> Times {
+        let spare = u64::try_from(keep.as_micros()).expect("a day at most");
         match self {
-            Self::Real(_) => 0,
+            Self::Real(_) => Times { now: 0, grace_ms: GRACE_MS, spare },
             #[cfg(any(test, feature = "conformance"))]
-            Self::Set(_) => self.now(),
-        }
-    }
-
-    pub(super) fn grace_ms(&self) -> u64 {
-        match self {
-            Self::Real(_) => GRACE_MS,
-            #[cfg(any(test, feature = "conformance"))]
-            Self::Set(_) => TEST_GRACE_MS,
+            Self::Set(_) => Times { now: self.now(), grace_ms: TEST_GRACE_MS, spare },
         }
     }
 }

@@ -59,6 +59,8 @@ pub struct Settings {
     pub batch: usize,
     /// Checks that may wait for one.
     pub queue: usize,
+    /// How much longer than it needs a key is kept when its time to live is set.
+    pub keep: Duration,
     /// Counters at their limit that are remembered.
     pub deny_cache: usize,
     /// Replicas that share a limit while Redis is away; unset: as many as said that they are alive.
@@ -84,15 +86,16 @@ impl RedisStore {
             Some(replicas) => Arc::new(AtomicU32::new(replicas)),
             None => replicas::watch(link.clone(), &settings.prefix),
         };
-        let queue =
-            batch::start(link.clone(), settings.prefix, clock.clone(), settings.batch, settings.queue);
+        let seen = Seen::new(settings.deny_cache);
+        let timeout = settings.timeout;
+        let queue = batch::start(link.clone(), settings, clock.clone());
         Self {
             link,
             queue,
-            seen: Seen::new(settings.deny_cache),
+            seen,
             away: Away::new(local, replicas),
             clock,
-            timeout: settings.timeout,
+            timeout,
             denied: events::denied_locally(),
         }
     }

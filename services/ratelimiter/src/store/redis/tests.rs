@@ -23,6 +23,7 @@ fn settings(prefix: &str) -> Settings {
         timeout: PATIENT,
         batch: 64,
         queue: 4096,
+        keep: Duration::from_secs(60),
         deny_cache: 4096,
         replicas: Some(1),
     }
@@ -143,19 +144,45 @@ async fn waits_are_exact_by_rediss_own_clock() {
 async fn counters_expire_by_themselves() {
     let Some(redis) = there(Redis::start(&[])) else { return };
     let rules = RuleSet::parse("test", RULES).unwrap();
-    let store = store(&redis.url(), settings("t:"), Clock::real()).await;
+    let keep = Duration::from_millis(700);
+    let store = store(&redis.url(), Settings { keep, ..settings("t:") }, Clock::real()).await;
     ask(&store, &rules, &[("user", "u"), ("ip", "i")], 1).await;
     assert_eq!(redis.command(&["DBSIZE"]).unwrap().trim(), "2");
     for key in redis.command(&["KEYS", "t:*"]).unwrap().lines() {
         let left: i64 = redis.command(&["PTTL", key]).unwrap().trim().parse().unwrap();
         assert!(
-            (0..=1300).contains(&left),
-            "a counter lives until it is as if never used, and a second: {left}"
+            (0..=2000).contains(&left),
+            "a counter lives until it is as if never used, what it is kept longer, and a second: {left}"
         );
     }
-    tokio::time::sleep(Duration::from_millis(1600)).await;
+    tokio::time::sleep(Duration::from_millis(2300)).await;
     assert_eq!(redis.command(&["DBSIZE"]).unwrap().trim(), "0");
     assert_eq!(ask(&store, &rules, &[("user", "u")], 1).await.refusal, None);
+}
+
+#[tokio::test]
+async fn a_time_to_live_is_set_anew_only_when_it_would_end_too_early() {
+    let Some(redis) = there(Redis::start(&[])) else { return };
+    let rules = RuleSet::parse("test", &RULES.replace("burst = 1", "burst = 1000")).unwrap();
+    let keep = Duration::from_millis(1500);
+    let store = store(&redis.url(), Settings { keep, ..settings("t:") }, Clock::real()).await;
+    let (mut sets, mut charged) = (0, 0_i64);
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(4) {
+        assert_eq!(ask(&store, &rules, &[("user", "u")], 1).await.refusal, None);
+        charged += 1;
+        let key = redis.command(&["KEYS", "t:*"]).unwrap();
+        let left: i64 = redis.command(&["PTTL", key.trim()]).unwrap().trim().parse().unwrap();
+        // A charge is as if never made after 300 ms.
+        let needs = charged * 300 - i64::try_from(since.elapsed().as_millis()).unwrap();
+        assert!(left >= needs, "{charged} charges need {needs} ms, {left} are left");
+        sets = calls(&redis, "set");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(
+        charged > 20 && sets > 1 && sets * 3 < u64::try_from(charged).unwrap(),
+        "{sets} times in {charged} charges"
+    );
 }
 
 /// How often Redis ran a command, by INFO commandstats.

@@ -27,6 +27,17 @@ pub(super) struct Verdict {
     pub(super) used: Vec<u64>,
 }
 
+/// What the script is told of time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// Microseconds since 1970 in tests; 0: Redis's own clock.
+    pub(super) now: u64,
+    /// Milliseconds for which a key outlives what its value says.
+    pub(super) grace_ms: u64,
+    /// Microseconds for which a key is kept longer than needed, so that not every charge sets its time to live.
+    pub(super) spare: u64,
+}
+
 /// A call of the script.
 #[derive(Debug, Default)]
 pub(super) struct Call {
@@ -37,16 +48,15 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// For `checks`, whose keys are all in one slot. `now` is 0 but in tests.
+    /// For `checks`, whose keys are all in one slot.
     pub(super) fn new<'a>(
         prefix: &str,
-        now: u64,
-        grace_ms: u64,
+        times: Times,
         checks: impl Iterator<Item = (Op, &'a [Charge])> + Clone,
     ) -> Self {
         let mut places: HashMap<u128, u64, BuildHasherDefault<Id>> = HashMap::default();
         let (mut keys, mut head, mut body, mut sizes) =
-            (Vec::new(), vec![now, grace_ms], Vec::new(), Vec::new());
+            (Vec::new(), vec![times.now, times.grace_ms, times.spare], Vec::new(), Vec::new());
         for (op, charges) in checks {
             body.extend([op as u64, charges.len() as u64]);
             sizes.push(charges.len());
