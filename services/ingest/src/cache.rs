@@ -140,6 +140,8 @@ fn of_one_caller(error: &IngestError) -> bool {
 }
 
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
