@@ -161,11 +161,19 @@ fn bench(arguments: &[String]) -> Result<ExitCode> {
     cargo::status(&mut command)
 }
 
+/// The tests that write what of the chart follows from the settings: its schema, the table of its README, its examples.
+const CHART: [&str; 3] = ["the_schema_has_the_settings", "every_value_is_documented", "the_examples_show"];
+
 fn generate() -> Result<ExitCode> {
     let mut codegen = std::process::Command::new(cargo::cargo());
     cargo::check(codegen.args(["run", "-q", "-p", "sightline-codegen"]))?;
     let SetUp { binary, .. } = set_up(&MultiProgress::new())?;
     let output = cargo::output(std::process::Command::new(binary).args(["config", "print", "--markdown"]))?;
     std::fs::write(cargo::root().join("docs/CONFIG.md"), output)?;
+    go::helm(&MultiProgress::new())?;
+    let mut chart = std::process::Command::new(cargo::cargo());
+    chart.args(["test", "-q", "-p", "sightline-tests", "--test", "helm", "--"]).args(CHART);
+    chart.env("SIGHTLINE_TEST_UPDATE", "1").env(sightline_servers::TOOLS_VARIABLE, go::folder()?);
+    cargo::check(&mut chart)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,11 +8,12 @@ use indicatif::MultiProgress;
 use crate::{cache, cargo, go};
 
 /// Programs and the Debian packages they come from.
-const DEBIAN: [(&str, &str); 10] = [
+const DEBIAN: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("postgres", "postgresql"),
     ("psql", "postgresql-client"),
+    ("sqlite3", "sqlite3"),
     ("pgbouncer", "pgbouncer"),
     ("prometheus", "prometheus"),
     // The control plane's keys; and what runs the image's files without an engine (docker/try.sh).

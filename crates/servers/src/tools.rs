@@ -19,12 +19,15 @@ pub fn use_tools(folder: PathBuf) {
 static TOOLS: OnceLock<PathBuf> = OnceLock::new();
 
 /// Programs, and how to get each.
-const REMEDIES: [(&str, &str); 14] = [
+const REMEDIES: [(&str, &str); 17] = [
     ("redis-server", "apt-get install redis-server"),
     ("redis-cli", "apt-get install redis-tools"),
     ("postgres", "apt-get install postgresql"),
     ("initdb", "apt-get install postgresql"),
     ("psql", "apt-get install postgresql-client"),
+    ("pg_dump", "apt-get install postgresql-client"),
+    ("pg_restore", "apt-get install postgresql-client"),
+    ("sqlite3", "apt-get install sqlite3"),
     ("pgbouncer", "apt-get install pgbouncer"),
     ("prometheus", "apt-get install prometheus"),
     ("promtool", "apt-get install prometheus"),
