@@ -41,6 +41,9 @@ pub struct Spec {
 pub struct Server {
     spec: Spec,
     child: Child,
+    /// Children of a process that was killed: they end by themselves when they notice, and until then PostgreSQL's hold
+    /// its memory, with which no other can start on the same files.
+    orphans: Vec<u32>,
 }
 
 impl std::fmt::Debug for Server {
@@ -59,7 +62,7 @@ impl Server {
     /// [`Error`], naming the log.
     pub fn start(spec: Spec) -> Result<Self> {
         let child = spawn(&spec)?;
-        let mut server = Self { spec, child };
+        let mut server = Self { spec, child, orphans: Vec::new() };
         server.wait_ready()?;
         Ok(server)
     }
@@ -79,8 +82,9 @@ impl Server {
         self.spec.home.log()
     }
 
-    /// SIGKILL, waited for.
+    /// SIGKILL, waited for. Its children are left to end by themselves.
     pub fn kill(&mut self) {
+        self.orphans.extend(children(self.pid()));
         self.child.kill().ok();
         self.child.wait().ok();
     }
@@ -119,8 +123,18 @@ impl Server {
     /// [`Error`].
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
+        self.wait_for_orphans();
         self.child = spawn(&self.spec)?;
         self.wait_ready()
+    }
+
+    fn wait_for_orphans(&mut self) {
+        let since = Instant::now();
+        // As a number it may be somebody else's by now; then the wait has its bound.
+        while since.elapsed() < STOP && self.orphans.iter().any(|pid| is_alive(*pid)) {
+            pause(POLL);
+        }
+        self.orphans.clear();
     }
 
     /// Whether the process runs.
@@ -171,9 +185,18 @@ fn cpu(pid: u32) -> Duration {
     // those of children that were waited for come next.
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
     let ticks: u64 = fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 1000 / TICKS) + children(pid).into_iter().map(cpu).sum::<Duration>()
+}
+
+fn children(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|child| child.parse().ok()).map(cpu);
-    Duration::from_millis(ticks * 1000 / TICKS) + children.sum()
+    children.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+/// Whether a process runs; one that has ended and was not waited for does not.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
 /// Everything in this crate blocks, and says so.

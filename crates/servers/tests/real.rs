@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)] // a panic here is a failed test
 
 use std::{
+    fs,
     net::TcpStream,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -27,6 +29,22 @@ fn a_cluster_serves_every_slot() {
     let Some(cluster) = there(RedisCluster::start(3)) else { return };
     let said = cluster.nodes[0].command(&["CLUSTER", "INFO"]).unwrap();
     assert!(said.contains("cluster_slots_ok:16384") && said.contains("cluster_known_nodes:3"), "{said}");
+}
+
+#[test]
+fn a_postgres_whose_children_are_slow_to_end_starts_again() {
+    let Some(mut postgres) = there(Postgres::start(&[])) else { return };
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", postgres.server.pid())).unwrap();
+    let child = children.split_whitespace().next().unwrap().to_owned();
+    let signal = |signal: &str| Command::new("kill").args([signal, &child]).status().unwrap();
+    signal("-STOP");
+    postgres.server.kill();
+    std::thread::scope(|scope| {
+        let restarted = scope.spawn(|| postgres.server.restart());
+        std::thread::park_timeout(Duration::from_secs(1));
+        signal("-CONT");
+        restarted.join().unwrap().unwrap();
+    });
 }
 
 #[test]
