@@ -12,19 +12,16 @@ mod settings;
 pub use args::Cli;
 use std::process::ExitCode;
 
+use tokio::runtime::{Builder, Runtime};
+
 /// Runs a command to its end.
 pub fn run(cli: Cli) -> ExitCode {
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("sightline")
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| {
-            let outcome = runtime.block_on(commands::run(cli));
-            // Decoders that still run are not waited for: their callers are gone.
-            runtime.shutdown_background();
-            outcome
-        });
+    let outcome = runtime(&cli).and_then(|runtime| {
+        let outcome = runtime.block_on(commands::run(cli));
+        // Decoders that still run are not waited for: their callers are gone.
+        runtime.shutdown_background();
+        outcome
+    });
     match outcome {
         Ok(code) => code,
         Err(error) => {
@@ -32,4 +29,14 @@ pub fn run(cli: Cli) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Its threads serve; what blocks (decoders, models, files) has threads of its own.
+fn runtime(cli: &Cli) -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    builder.enable_all().thread_name("sightline");
+    if let Some(threads) = commands::worker_threads(cli)? {
+        builder.worker_threads(threads);
+    }
+    Ok(builder.build()?)
 }

@@ -39,6 +39,14 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
+/// Threads of a process that serves; `None`: as many as cores.
+pub(crate) fn worker_threads(cli: &Cli) -> Result<Option<usize>> {
+    match &cli.command {
+        Command::Serve(command) => serve::worker_threads(&cli.settings, command),
+        _ => Ok(None),
+    }
+}
+
 /// A future that completes at the first Ctrl-C or SIGTERM from now on; a second one ends the process at once.
 pub(crate) fn asked_to_stop() -> Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};

@@ -31,6 +31,13 @@ pub(crate) async fn run(layers: &Settings, command: Serve) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// As `node.worker_threads` says; a rate limiter by itself has one unless told otherwise.
+pub(crate) fn worker_threads(layers: &Settings, command: &Serve) -> Result<Option<usize>> {
+    let limiter = command.services.iter().all(|service| matches!(service, Service::Ratelimiter));
+    let told = settings::read(layers)?.node.worker_threads;
+    Ok(told.or(limiter.then_some(1)))
+}
+
 /// What traces call this process: `sightline-ingest`; with all roles in it just `sightline`.
 fn service_name(roles: &[Role]) -> String {
     let names = Role::ALL.iter().filter(|role| roles.contains(role)).map(|role| format!("-{}", role.name()));
