@@ -173,8 +173,9 @@ async fn redis_stops_and_comes_back_empty() {
 async fn redis_hangs_and_goes_on() {
     let Some(redis) = there(Redis::start(&[])) else { return };
     let mut limiter = Limiter::start(redis.port()).await;
+    limiter.shared("before").await;
     redis.server.pause();
-    // The first that find out: each waits its 4 ms, and the fifth of them opens the breaker.
+    // The first that find out: each waits its 3 ms, and the fifth of them opens the breaker.
     let asked = Instant::now();
     assert!(limiter.ask("share", "first").await.degraded);
     let first = asked.elapsed();
