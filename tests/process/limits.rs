@@ -105,8 +105,12 @@ async fn flood(mut client: RateLimiterServiceClient<Channel>, first: usize) -> A
 /// The arrival times of all counters in Redis, ascending, in microseconds.
 fn arrival_times(redis: &Redis) -> Vec<u64> {
     let keys = redis.command(&["KEYS", "sightline:limit:*"]).unwrap();
-    let mut times: Vec<u64> =
-        keys.lines().map(|key| redis.command(&["GET", key]).unwrap().trim().parse().unwrap()).collect();
+    // The first eight bytes are a double.
+    let time = |key| {
+        let bits = redis.command(&["BITFIELD", key, "GET", "i64", "0"]).unwrap();
+        f64::from_bits(bits.trim().parse::<i64>().unwrap().cast_unsigned()) as u64
+    };
+    let mut times: Vec<u64> = keys.lines().map(time).collect();
     times.sort_unstable();
     times
 }

@@ -131,8 +131,8 @@ async fn twins_share_one_inference(fixture: &impl Fixture) {
     for _ in 0..10 {
         let (key, runs) = (image(), Arc::new(AtomicUsize::new(0)));
         let mut asks = JoinSet::new();
-        for replica in replicas.iter().cycle().take(20).cloned() {
-            let runs = Arc::clone(&runs);
+        for replica in replicas.iter().cycle().take(20) {
+            let (replica, runs) = (replica.clone(), Arc::clone(&runs));
             asks.spawn(async move { ask(&replica, key, &runs).await.unwrap() });
         }
         let answers = asks.join_all().await;
