@@ -40,6 +40,24 @@ pub fn generate(out: &Path) -> Result<()> {
         .context("no code could be generated")
 }
 
+/// The folder with the proto of the service that the mesh layer's example serves; its code is in `gen` there.
+pub fn example() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../mesh/examples/greeter")
+}
+
+/// Writes the code of [`example`] into `out`.
+pub fn generate_example(out: &Path) -> Result<()> {
+    let descriptors =
+        protox::compile(["greeter.proto"], [example()]).context("the example does not compile")?;
+    fs::create_dir_all(out)?;
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".greeter.v1.HelloRequest.gift")
+        .out_dir(out)
+        .compile_fds(descriptors)
+        .context("no code could be generated for the example")
+}
+
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();

@@ -33,6 +33,11 @@ pub mod sightline {
             include!("gen/sightline.status.v1.rs");
         }
     }
+    pub mod stream {
+        pub mod v1 {
+            include!("gen/sightline.stream.v1.rs");
+        }
+    }
     pub mod verdict {
         pub mod v1 {
             include!("gen/sightline.verdict.v1.rs");
@@ -67,7 +72,7 @@ pub mod envoy {
 
 pub use sightline::{
     classifier::v1 as classifier, ingest::v1 as ingest, ratelimiter::v1 as ratelimiter, stats::v1 as stats,
-    status::v1 as status, verdict::v1 as verdict,
+    status::v1 as status, stream::v1 as stream, verdict::v1 as verdict,
 };
 
 /// All of Sightline's protos as an encoded `FileDescriptorSet`, for server reflection.

@@ -31,7 +31,8 @@ pub mod infer_response {
         Result(super::InferResult),
         #[prost(message, tag = "3")]
         Error(super::InferError),
-        /// The server is about to stop: it grants nothing more and answers what it holds.
+        /// The server is about to stop, or wants the connection replaced: it grants nothing more, answers what it holds and
+        /// refuses what still comes.
         #[prost(message, tag = "4")]
         Drain(super::DrainNotice),
     }
@@ -85,13 +86,17 @@ pub struct InferResult {
     /// How many tensors shared the run.
     #[prost(uint32, tag = "6")]
     pub batch_size: u32,
+    #[prost(message, optional, tag = "7")]
+    pub load: ::core::option::Option<super::super::stream::v1::Load>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferError {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(message, optional, tag = "2")]
     pub error: ::core::option::Option<super::super::status::v1::ItemError>,
+    #[prost(message, optional, tag = "3")]
+    pub load: ::core::option::Option<super::super::stream::v1::Load>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainNotice {
@@ -414,7 +419,8 @@ pub mod classifier_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Pixels in, scores out, in any order. No more tensors are unanswered than the server granted credits.
+        /// Pixels in, scores out, in any order. No more tensors are unanswered than the server granted credits. The protocol is
+        /// that of sightline.stream.v1; a tensor may be sent again, here or elsewhere: nothing is kept of it.
         pub async fn infer(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::InferRequest>,
@@ -492,7 +498,8 @@ pub mod classifier_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Pixels in, scores out, in any order. No more tensors are unanswered than the server granted credits.
+        /// Pixels in, scores out, in any order. No more tensors are unanswered than the server granted credits. The protocol is
+        /// that of sightline.stream.v1; a tensor may be sent again, here or elsewhere: nothing is kept of it.
         async fn infer(
             &self,
             request: tonic::Request<tonic::Streaming<super::InferRequest>>,

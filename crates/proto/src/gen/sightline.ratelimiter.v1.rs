@@ -60,12 +60,19 @@ pub struct CheckStreamRequest {
     /// W3C trace context of what is checked; empty when its trace is not kept.
     #[prost(string, tag = "3")]
     pub traceparent: ::prost::alloc::string::String,
+    /// In the first message only, which then has no check and the id 0.
+    #[prost(message, optional, tag = "4")]
+    pub hello: ::core::option::Option<super::super::stream::v1::Hello>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckStreamResponse {
+    /// Of the check that this answers; 0 otherwise.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "check_stream_response::Result", tags = "2, 3")]
+    /// With an answer.
+    #[prost(message, optional, tag = "6")]
+    pub load: ::core::option::Option<super::super::stream::v1::Load>,
+    #[prost(oneof = "check_stream_response::Result", tags = "2, 3, 4, 5")]
     pub result: ::core::option::Option<check_stream_response::Result>,
 }
 /// Nested message and enum types in `CheckStreamResponse`.
@@ -76,6 +83,12 @@ pub mod check_stream_response {
         Response(super::CheckResponse),
         #[prost(message, tag = "3")]
         Error(super::super::super::status::v1::ItemError),
+        /// Only to a client that said hello.
+        #[prost(message, tag = "4")]
+        Credits(super::super::super::stream::v1::Credits),
+        /// Only to a client that said hello.
+        #[prost(message, tag = "5")]
+        Drain(super::super::super::stream::v1::Drain),
     }
 }
 /// What a rule does while the counters that replicas share are away.
@@ -232,7 +245,8 @@ pub mod rate_limiter_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// The same, many in flight on one stream.
+        /// The same, many in flight on one stream, by the protocol of sightline.stream.v1. A check without an answer may have been
+        /// charged: sent again, it would be charged again.
         pub async fn check_stream(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -290,7 +304,8 @@ pub mod rate_limiter_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// The same, many in flight on one stream.
+        /// The same, many in flight on one stream, by the protocol of sightline.stream.v1. A check without an answer may have been
+        /// charged: sent again, it would be charged again.
         async fn check_stream(
             &self,
             request: tonic::Request<tonic::Streaming<super::CheckStreamRequest>>,

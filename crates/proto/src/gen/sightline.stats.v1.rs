@@ -34,12 +34,19 @@ pub struct RecordRequest {
     /// At most 5,000.
     #[prost(message, repeated, tag = "2")]
     pub events: ::prost::alloc::vec::Vec<Event>,
+    /// In the first message only, which then has no events and the id 0.
+    #[prost(message, optional, tag = "3")]
+    pub hello: ::core::option::Option<super::super::stream::v1::Hello>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecordResponse {
+    /// Of the batch that this answers; 0 otherwise.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "record_response::Result", tags = "2, 3")]
+    /// With an answer.
+    #[prost(message, optional, tag = "6")]
+    pub load: ::core::option::Option<super::super::stream::v1::Load>,
+    #[prost(oneof = "record_response::Result", tags = "2, 3, 4, 5")]
     pub result: ::core::option::Option<record_response::Result>,
 }
 /// Nested message and enum types in `RecordResponse`.
@@ -51,6 +58,12 @@ pub mod record_response {
         /// Nothing of the batch was stored.
         #[prost(message, tag = "3")]
         Error(super::super::super::status::v1::ItemError),
+        /// Only to a client that said hello.
+        #[prost(message, tag = "4")]
+        Credits(super::super::super::stream::v1::Credits),
+        /// Only to a client that said hello.
+        #[prost(message, tag = "5")]
+        Drain(super::super::super::stream::v1::Drain),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -272,7 +285,8 @@ pub mod stats_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Takes events in batches; a batch is acknowledged when it is committed. Sending it again changes nothing.
+        /// Takes events in batches; a batch is acknowledged when it is committed. Sending it again changes nothing. The protocol is
+        /// that of sightline.stream.v1.
         pub async fn record(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::RecordRequest>,
@@ -340,7 +354,8 @@ pub mod stats_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Takes events in batches; a batch is acknowledged when it is committed. Sending it again changes nothing.
+        /// Takes events in batches; a batch is acknowledged when it is committed. Sending it again changes nothing. The protocol is
+        /// that of sightline.stream.v1.
         async fn record(
             &self,
             request: tonic::Request<tonic::Streaming<super::RecordRequest>>,
