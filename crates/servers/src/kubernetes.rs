@@ -30,6 +30,7 @@ pub struct Kubernetes {
     /// etcd.
     pub etcd: Server,
     port: u16,
+    api_port: u16,
     folder: TempDir,
 }
 
@@ -75,7 +76,7 @@ impl Kubernetes {
             &["proxy", &kubeconfig, &format!("--port={port}")],
             move || http::is_ok(port, "/readyz"),
         )?)?;
-        Ok(Self { proxy, scheduler, controllers, api, etcd, port, folder })
+        Ok(Self { proxy, scheduler, controllers, api, etcd, port, api_port, folder })
     }
 
     /// What kubectl and Helm take as `--kubeconfig`.
@@ -86,6 +87,16 @@ impl Kubernetes {
     /// Where the API answers plain HTTP without a token.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where the API itself listens on 127.0.0.1, with TLS and tokens.
+    pub fn api_port(&self) -> u16 {
+        self.api_port
+    }
+
+    /// Certificates, in PEM, by which the API's own is trusted.
+    pub fn ca_file(&self) -> PathBuf {
+        self.api.folder().join("certs/apiserver.crt")
     }
 
     /// Asks the API, with JSON or nothing as body.
