@@ -1,0 +1,95 @@
+//! Peers that speak HTTP/2 by hand: what they did not act on is sent again, also when it is not safe.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response};
+use tokio::io::DuplexStream;
+use tonic::{Code, Request};
+
+use crate::echo::{Net, UNSAFE, hello, unary};
+
+/// What a peer does with a call.
+#[derive(Clone, Copy)]
+enum Act {
+    /// Resets its stream with this reason.
+    Reset(h2::Reason),
+    /// Answers.
+    Answer,
+}
+
+/// A server that does with the calls of the test service what `script` says, one after the other, and answers those
+/// that come then. All else it has not.
+async fn serve(io: DuplexStream, script: &'static [Act], calls: Arc<AtomicUsize>) {
+    let mut connection = h2::server::handshake(io).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let head = |status: Option<&'static str>| {
+            let mut head = Response::new(());
+            head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            if let Some(status) = status {
+                head.headers_mut().insert("grpc-status", HeaderValue::from_static(status));
+            }
+            head
+        };
+        if !request.uri().path().starts_with("/test.Echo/") {
+            respond.send_response(head(Some("12")), true).unwrap();
+            continue;
+        }
+        match script.get(calls.fetch_add(1, Ordering::Relaxed)).copied().unwrap_or(Act::Answer) {
+            Act::Reset(reason) => respond.send_reset(reason),
+            Act::Answer => {
+                let mut stream = respond.send_response(head(None), false).unwrap();
+                // A message with the text "x" in its field 1.
+                stream.send_data(Bytes::from_static(b"\0\0\0\0\x03\x0a\x01x"), false).unwrap();
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                stream.send_trailers(trailers).unwrap();
+            }
+        }
+    }
+}
+
+/// One call of an unsafe method to such a server: its answer, and how often it was sent.
+async fn call(script: &'static [Act]) -> (Result<String, Code>, usize) {
+    let net = Net::default();
+    let (mut incoming, calls) = (net.listen("a:1"), Arc::<AtomicUsize>::default());
+    let counted = Arc::clone(&calls);
+    tokio::spawn(async move {
+        while let Some(io) = incoming.recv().await {
+            tokio::spawn(serve(io, script, Arc::clone(&counted)));
+        }
+    });
+    let answer = unary(&net.ordinary(&["a:1"]), UNSAFE, hello()).await.map_err(|status| status.code());
+    (answer, calls.load(Ordering::Relaxed))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_call_is_sent_again_and_a_broken_one_is_not() {
+    const REFUSED: Act = Act::Reset(h2::Reason::REFUSED_STREAM);
+    assert_eq!(call(&[REFUSED]).await, (Ok("x".into()), 2));
+    assert_eq!(call(&[REFUSED, REFUSED, REFUSED]).await, (Ok("x".into()), 4));
+    assert_eq!(call(&[REFUSED; 20]).await, (Err(Code::Unavailable), 8), "with an end");
+    let (answer, sent) = call(&[Act::Reset(h2::Reason::INTERNAL_ERROR)]).await;
+    assert!(answer.is_err() && sent == 1, "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_comes_back_within_the_patience_is_waited_for() {
+    let net = Net::default();
+    let channel = net.ordinary(&["a:1"]);
+    let later = net.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        later.serve("a:1", |_| async { crate::echo::one("here") });
+    });
+    assert_eq!(unary(&channel, UNSAFE, hello()).await.unwrap(), "here");
+    let nobody = net.ordinary(&["z:1"]);
+    let request: Request<String> = hello();
+    assert_eq!(unary(&nobody, UNSAFE, request).await.unwrap_err().code(), Code::Unavailable);
+}
