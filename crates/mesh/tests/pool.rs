@@ -1,209 +1,354 @@
-//! The stream pool against a scripted server over real sockets.
+//! The stream pool against replicas over real sockets: growth, drain, death, slowness, silence, age.
 
-#![allow(clippy::unwrap_used)] // helpers of tests: a panic is a failed test
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests: a panic is a failed test, figures are of use
 
 mod scripted;
 
 use std::{
-    collections::HashMap,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use scripted::{Script, Scripted, TestLane, ask, pool, pool_with, serve};
+use scripted::{Replica, TestLane, ask, cluster, pool, pool_with};
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Endpoints, PoolOptions, StreamPool},
+    client::{Cluster, ClusterOptions, Fixed, PoolOptions, RetryBudgetOptions, StreamPool, StreamsSnapshot},
     reason,
-    server::{Lifecycle, Server, bind},
 };
-use sightline_proto::ratelimiter::rate_limiter_service_server::RateLimiterServiceServer;
-use tonic::service::Routes;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 const LONG: Duration = Duration::from_secs(20);
 
-async fn ask_many(pool: &StreamPool<TestLane>, count: usize) -> Vec<Result<bool, RpcError>> {
-    let calls: Vec<_> = (0..count)
-        .map(|n| {
-            let pool = pool.clone();
-            tokio::spawn(async move {
-                let name = format!("question-{n}");
-                let answer = pool.call(Deadline::after(LONG), ask(name.clone())).await?;
-                Ok(answer == name)
-            })
-        })
-        .collect();
-    let mut outcomes = Vec::new();
-    for call in calls {
-        outcomes.push(call.await.unwrap());
+/// The outcome of one message, and how long it took.
+type Outcome = (Result<(), RpcError>, Duration);
+
+/// Asks a question and checks that the answer is its own.
+async fn ask_one(pool: StreamPool<TestLane>, name: String) -> Outcome {
+    let since = Instant::now();
+    let answer = pool.call(Deadline::after(LONG), ask(name.clone())).await;
+    (answer.map(|answer| assert_eq!(answer, name)), since.elapsed())
+}
+
+/// Asks so many questions, one every `pause`, and does `then` after half of them.
+async fn ask_many(
+    pool: &StreamPool<TestLane>,
+    count: usize,
+    pause: Duration,
+    then: impl FnOnce(),
+) -> Vec<Outcome> {
+    let mut calls = JoinSet::new();
+    let (mut then, start) = (Some(then), Instant::now());
+    for n in 0..count {
+        if n == count / 2 {
+            then.take().into_iter().for_each(|then| then());
+        }
+        calls.spawn(ask_one(pool.clone(), format!("question-{n}")));
+        tokio::time::sleep_until(start + pause * n as u32).await;
     }
-    outcomes
+    calls.join_all().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn answers_find_their_callers_in_any_order() {
-    let (uri, _) = serve(Script::Backwards).await;
-    let outcomes = ask_many(&pool(&[uri], 64), 400).await;
-    assert!(outcomes.into_iter().all(|outcome| outcome == Ok(true)));
+fn all_answered(outcomes: &[Outcome]) {
+    let failed: Vec<_> = outcomes.iter().filter_map(|(outcome, _)| outcome.as_ref().err()).collect();
+    assert!(failed.is_empty(), "{} of {}: {failed:?}", failed.len(), outcomes.len());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn messages_of_a_broken_stream_move_to_another_replica() {
-    let (bad, broken) = serve(Script::BreakAfter(10)).await;
-    let (good, healthy) = serve(Script::BreakAfter(usize::MAX)).await;
-    let pool = pool(&[bad, good], 4);
-    while pool.open_streams() < 2 {
-        tokio::task::yield_now().await;
+fn slowest(outcomes: &[Outcome]) -> Duration {
+    outcomes.iter().map(|(_, took)| *took).max().unwrap()
+}
+
+/// How often the message that was acted on most often was, over all replicas.
+fn most_acted_on(replicas: &[&Replica]) -> usize {
+    let mut times = std::collections::HashMap::new();
+    for replica in replicas {
+        for (name, count) in &*replica.script.acted.lock().unwrap() {
+            *times.entry(name.clone()).or_insert(0) += count;
+        }
     }
-    let outcomes = ask_many(&pool, 200).await;
-    // A message may meet the broken replica on each of its attempts; it then fails as UNAVAILABLE, never silently.
-    let failed: Vec<_> = outcomes.iter().filter(|outcome| **outcome != Ok(true)).collect();
-    assert!(
-        failed
-            .iter()
-            .all(|outcome| matches!(outcome, Err(error) if error.reason == reason::SERVICE_UNAVAILABLE))
-    );
-    assert!(failed.len() <= 20, "{failed:?}");
-    assert!(broken.answered.load(Ordering::SeqCst) >= 10);
-    assert!(healthy.answered.load(Ordering::SeqCst) >= 160);
+    times.into_values().max().unwrap_or(0)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_more_messages_are_unanswered_than_there_are_credits() {
-    let (uri, server) = serve(Script::Silent).await;
-    let pool = pool(&[uri], 3);
-    let calls: Vec<_> = (0..10)
-        .map(|n| {
-            let pool = pool.clone();
-            let soon = Deadline::after(Duration::from_millis(300));
-            tokio::spawn(async move { pool.call(soon, ask(n.to_string())).await })
-        })
-        .collect();
-    for call in calls {
-        assert_eq!(call.await.unwrap().unwrap_err().reason, reason::DEADLINE_EXCEEDED);
-    }
-    assert_eq!(server.read.load(Ordering::SeqCst), 3, "credits come back with answers, not with impatience");
+/// The pool's streams to this replica.
+fn streams(pool: &StreamPool<TestLane>, to: &Replica) -> StreamsSnapshot {
+    let mut all = pool.snapshot().streams.into_iter();
+    all.find(|streams| streams.address == to.address.to_string()).unwrap()
 }
 
-/// Waits until `count` is `expected`, at most five seconds.
-async fn reaches(count: &AtomicUsize, expected: usize) {
+/// Waits until this holds, at most ten seconds.
+async fn until(what: &str, holds: impl Fn() -> bool) {
     let wait = async {
-        while count.load(Ordering::SeqCst) != expected {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        while !holds() {
+            sleep(Duration::from_millis(2)).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(5), wait).await.is_err() {
-        assert_eq!(count.load(Ordering::SeqCst), expected);
-    }
+    assert!(tokio::time::timeout(Duration::from_secs(10), wait).await.is_ok(), "{what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_that_passes_before_the_message_is_sent_costs_no_credit() {
-    const CREDITS: usize = 400;
-    let (uri, server) = serve(Script::Gated).await;
-    let pool = pool(&[uri], CREDITS);
-    // More than the connection's window and the pool's buffer hold: the last ones have a credit and cannot be sent.
-    let large = "x".repeat(64 << 10);
-    let calls: Vec<_> = (0..CREDITS)
-        .map(|_| {
-            let (pool, large) = (pool.clone(), large.clone());
-            let soon = Deadline::after(Duration::from_millis(500));
-            tokio::spawn(async move { pool.call(soon, ask(large)).await })
-        })
-        .collect();
-    for call in calls {
-        assert_eq!(call.await.unwrap().unwrap_err().reason, reason::DEADLINE_EXCEEDED);
+async fn every_message_gets_its_own_answer_and_no_more_are_sent_than_credits_were_granted() {
+    let (one, two) = (Replica::start(), Replica::start());
+    for replica in [&one, &two] {
+        replica.script.slow(Duration::from_millis(3));
     }
-    server.gate.cancel();
-    let _held: Vec<_> = (0..CREDITS)
-        .map(|_| {
-            let pool = pool.clone();
-            tokio::spawn(async move { pool.call(Deadline::after(LONG), ask("held".into())).await })
-        })
-        .collect();
-    reaches(&server.held, CREDITS).await;
-    assert!(server.read.load(Ordering::SeqCst) < 2 * CREDITS, "every message was sent: this showed nothing");
+    one.script.credits.store(3, Ordering::SeqCst);
+    let pool = pool(&[&one, &two]).await;
+    all_answered(&ask_many(&pool, 1000, Duration::ZERO, || {}).await);
+    assert_eq!(most_acted_on(&[&one, &two]), 1);
+    assert_eq!(one.script.greedy.load(Ordering::SeqCst) + two.script.greedy.load(Ordering::SeqCst), 0);
+    assert!(one.script.count() > 10, "{} of 1000", one.script.count());
 }
 
-#[tokio::test]
-async fn a_stream_that_drains_is_left_with_its_last_answer() {
-    let (uri, server) = serve(Script::Drain(Duration::ZERO)).await;
-    let pool = pool(&[uri], 4);
-    let answer = pool.call(Deadline::after(LONG), ask("last".into())).await.unwrap();
-    assert_eq!(answer, "last");
-    reaches(&server.ended, 1).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_wait_for_credits_bring_more_streams_up_to_the_bound() {
+    let replica = Replica::start();
+    replica.script.slow(Duration::from_millis(30));
+    replica.script.credits.store(2, Ordering::SeqCst);
+    let options = PoolOptions { max_streams: 3, idle: Duration::from_millis(300), ..PoolOptions::default() };
+    let pool = pool_with(&[&replica], true, options).await;
+    assert_eq!(pool.open_streams(), 1);
+    all_answered(&ask_many(&pool, 200, Duration::ZERO, || {}).await);
+    assert_eq!(pool.open_streams(), 3);
+    until("streams that nobody needs are left", || pool.open_streams() == 1).await;
+    until("they are ended", || replica.script.open.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(replica.script.opened.load(Ordering::SeqCst), 3);
 }
 
-#[tokio::test]
-async fn who_waits_for_a_credit_of_a_stream_that_drains_moves_to_another() {
-    let (uri, server) = serve(Script::Drain(Duration::from_millis(200))).await;
-    // One attempt: a message that was never sent needs no second one.
-    let options = PoolOptions { max_attempts: 1, streams_per_endpoint: 2, ..PoolOptions::default() };
-    let pool = pool_with(&[uri], 1, options);
-    while pool.open_streams() < 2 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_is_not_asked_for_more_streams() {
+    let replica = Replica::start();
+    replica.script.slow(Duration::from_millis(10));
+    replica.script.percent.store(100, Ordering::SeqCst);
+    replica.script.credits.store(2, Ordering::SeqCst);
+    let pool = pool(&[&replica]).await;
+    all_answered(&[ask_one(pool.clone(), "first".into()).await]);
+    all_answered(&ask_many(&pool, 50, Duration::ZERO, || {}).await);
+    assert_eq!(replica.script.opened.load(Ordering::SeqCst), 1);
+}
+
+/// Not even one that must not be repeated: what was not read is refused, or left unread.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_costs_no_message() {
+    drains(false).await;
+    drains(true).await;
+}
+
+async fn drains(leaves: bool) {
+    let (one, two) = (Replica::start(), Replica::start());
+    for replica in [&one, &two] {
+        replica.script.slow(Duration::from_millis(20));
+        replica.script.leaves.store(leaves, Ordering::SeqCst);
     }
-    let slow = tokio::spawn({
+    let pool = pool_with(&[&one, &two], false, PoolOptions::default()).await;
+    let mut late = 0;
+    for round in 0..5 {
+        let names = format!("round-{round}");
+        let mut calls = JoinSet::new();
+        for n in 0..100 {
+            calls.spawn(ask_one(pool.clone(), format!("{names}-{n}")));
+            if n == 50 {
+                one.script.drain.notify_waiters();
+            }
+            tokio::task::yield_now().await;
+        }
+        all_answered(&calls.join_all().await);
+        late += one.script.late.swap(0, Ordering::SeqCst);
+        until("another stream is opened", || streams(&pool, &one).credits > 0).await;
+    }
+    assert_eq!(most_acted_on(&[&one, &two]), 1);
+    let open = || streams(&pool, &one).open;
+    until("streams that drain are ended", || one.script.open.load(Ordering::SeqCst) == open()).await;
+    println!("{late} messages crossed a notice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_replica_costs_no_message_that_may_be_repeated() {
+    let (mut one, two, three) = (Replica::start(), Replica::start(), Replica::start());
+    for replica in [&one, &two, &three] {
+        replica.script.slow(Duration::from_millis(20));
+    }
+    let pool = pool(&[&one, &two, &three]).await;
+    let asked = tokio::spawn({
         let pool = pool.clone();
-        async move { pool.call(Deadline::after(LONG), ask("slow".into())).await }
+        async move { ask_many(&pool, 1000, Duration::from_millis(1), || {}).await }
     });
-    reaches(&server.read, 1).await;
-    let outcomes = ask_many(&pool, 6).await;
-    assert!(outcomes.iter().all(|outcome| *outcome == Ok(true)), "{outcomes:?}");
-    assert!(!slow.is_finished(), "they waited for the stream that drains");
-    assert_eq!(slow.await.unwrap(), Ok("slow".to_owned()));
-    reaches(&server.ended, 1).await;
-    assert_eq!(server.late.load(Ordering::SeqCst), 0);
+    sleep(Duration::from_millis(500)).await;
+    tokio::task::spawn_blocking(move || one.kill()).await.unwrap();
+    let outcomes = asked.await.unwrap();
+    all_answered(&outcomes);
+    assert!(slowest(&outcomes) < Duration::from_secs(2), "{:?}", slowest(&outcomes));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_one_attempt_a_message_is_sent_once() {
-    let (uri, server) = serve(Script::BreakAfter(0)).await;
-    let pool = pool_with(&[uri], 4, PoolOptions { max_attempts: 1, ..PoolOptions::default() });
-    for _ in 0..5 {
-        let error = pool.call(Deadline::after(LONG), ask("x".into())).await.unwrap_err();
-        assert_eq!(error.reason, reason::SERVICE_UNAVAILABLE);
+async fn a_message_that_must_not_be_repeated_is_sent_once_when_its_stream_breaks() {
+    let replica = Replica::start();
+    replica.script.breaks.store(true, Ordering::SeqCst);
+    let pool = pool_with(&[&replica], false, PoolOptions::default()).await;
+    for n in 0..5 {
+        let (outcome, _) = ask_one(pool.clone(), n.to_string()).await;
+        assert_eq!(outcome.unwrap_err().reason, reason::SERVICE_UNAVAILABLE);
     }
-    assert_eq!(server.read.load(Ordering::SeqCst), 5);
+    assert_eq!((replica.script.count(), most_acted_on(&[&replica])), (5, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_sent_no_more_often_than_it_may_be() {
+    let replica = Replica::start();
+    replica.script.breaks.store(true, Ordering::SeqCst);
+    let pool = pool(&[&replica]).await;
+    let (outcome, _) = ask_one(pool, "x".into()).await;
+    assert_eq!(outcome.unwrap_err().reason, reason::SERVICE_UNAVAILABLE);
+    assert_eq!(most_acted_on(&[&replica]), PoolOptions::default().max_attempts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_bounds_what_is_sent_again() {
+    let (one, two) = (Replica::start(), Replica::start());
+    for replica in [&one, &two] {
+        replica.script.breaks.store(true, Ordering::SeqCst);
+    }
+    let budget = RetryBudgetOptions { ratio: 0.0, min_per_second: 0.3, burst: 100.0 };
+    let options = PoolOptions { budget, ..PoolOptions::default() };
+    let pool = pool_with(&[&one, &two], true, options).await;
+    let mut calls = JoinSet::new();
+    for n in 0..50 {
+        let pool = pool.clone();
+        let soon = Deadline::after(Duration::from_millis(500));
+        calls.spawn(async move { pool.call(soon, ask(n.to_string())).await });
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(calls.join_all().await.iter().all(Result::is_err));
+    let acted = |replica: &Replica| replica.script.acted.lock().unwrap().values().sum::<usize>();
+    let sent = acted(&one) + acted(&two);
+    assert!(sent <= 54, "50 and ten seconds' worth of the budget: {sent}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_replica_gets_few_messages() {
+    let replicas = [Replica::start(), Replica::start(), Replica::start()];
+    for (replica, delay) in replicas.iter().zip([50, 50, 500]) {
+        replica.script.slow(Duration::from_millis(delay));
+    }
+    let [one, two, slow] = &replicas;
+    let pool = pool(&[one, two, slow]).await;
+    let mut callers = JoinSet::new();
+    for caller in 0..40 {
+        let pool = pool.clone();
+        callers.spawn(async move {
+            for n in 0..50 {
+                all_answered(&[ask_one(pool.clone(), format!("{caller}-{n}")).await]);
+            }
+        });
+    }
+    callers.join_all().await;
+    let share = slow.script.count() as f64 / 2000.0;
+    println!("share of the slow one: {share}");
+    assert!(share < 0.08, "{share}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_a_replica_that_stands_still_are_answered_by_others() {
+    let (one, two, three) = (Replica::start(), Replica::start(), Replica::start());
+    for replica in [&one, &two, &three] {
+        replica.script.slow(Duration::from_millis(20));
+    }
+    let pool = pool(&[&one, &two, &three]).await;
+    let outcomes = ask_many(&pool, 1000, Duration::from_millis(1), || one.stop()).await;
+    all_answered(&outcomes);
+    // Long before its connection fails, which takes 4 s.
+    assert!(slowest(&outcomes) < Duration::from_secs(3), "{:?}", slowest(&outcomes));
+    println!("slowest: {:?}", slowest(&outcomes));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_are_replaced_at_their_age_and_lose_nothing() {
+    let replica = Replica::start();
+    replica.script.slow(Duration::from_millis(15));
+    let max_age = Duration::from_millis(100);
+    let options = PoolOptions { max_age, max_streams: 1, ..PoolOptions::default() };
+    let pool = pool_with(&[&replica], false, options).await;
+    all_answered(&ask_many(&pool, 1000, Duration::from_millis(1), || {}).await);
+    assert_eq!((replica.script.count(), most_acted_on(&[&replica])), (1000, 1));
+    let opened = replica.script.opened.load(Ordering::SeqCst);
+    assert!((5..=20).contains(&opened), "{opened} streams in a second");
+    until("old ones are ended", || replica.script.open.load(Ordering::SeqCst) <= 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_for_lack_of_room_goes_to_a_replica_that_has_some() {
+    let (one, two) = (Replica::start(), Replica::start());
+    one.script.full.store(true, Ordering::SeqCst);
+    let pool = pool(&[&one, &two]).await;
+    for n in 0..9 {
+        all_answered(&[ask_one(pool.clone(), n.to_string()).await]);
+    }
+    two.script.full.store(true, Ordering::SeqCst);
+    let (outcome, _) = ask_one(pool, "none has room".into()).await;
+    assert_eq!(outcome.unwrap_err().reason, "FULL");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_that_wait_are_told_at_once() {
+    let replica = Replica::start();
+    replica.script.slow(Duration::from_millis(300));
+    replica.script.credits.store(1, Ordering::SeqCst);
+    let options = PoolOptions { max_streams: 1, max_waiting: 4, ..PoolOptions::default() };
+    let pool = pool_with(&[&replica], true, options).await;
+    let outcomes = ask_many(&pool, 10, Duration::from_millis(2), || {}).await;
+    let refused: Vec<_> =
+        outcomes.iter().filter_map(|(outcome, took)| Some((outcome.as_ref().err()?, took))).collect();
+    assert_eq!(refused.len(), 5);
+    assert!(
+        refused
+            .iter()
+            .all(|(error, took)| error.reason == reason::CLIENT_OVERLOADED && took.as_millis() < 200)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_leaves_the_line_takes_no_credit_with_it() {
+    let replica = Replica::start();
+    replica.script.slow(Duration::from_millis(100));
+    replica.script.credits.store(1, Ordering::SeqCst);
+    let options = PoolOptions { max_streams: 1, ..PoolOptions::default() };
+    let pool = pool_with(&[&replica], true, options).await;
+    let soon = Deadline::after(Duration::from_millis(150));
+    let mut calls = JoinSet::new();
+    for n in 0..10 {
+        let pool = pool.clone();
+        calls.spawn(async move { pool.call(soon, ask(n.to_string())).await });
+    }
+    let outcomes = calls.join_all().await;
+    let late = |outcome: &Result<String, RpcError>| matches!(outcome, Err(error) if error.reason == reason::DEADLINE_EXCEEDED);
+    assert!(outcomes.iter().filter(|outcome| late(outcome)).count() >= 8, "{outcomes:?}");
+    all_answered(&[ask_one(pool.clone(), "next".into()).await]);
+    until("every credit is back", || pool.snapshot().streams[0].credits == 1).await;
+    assert_eq!(replica.script.greedy.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_no_replica_the_caller_hears_so_within_its_patience() {
-    let endpoints = Endpoints::new("scripted", &["127.0.0.1:9".into()], &HashMap::new()).unwrap();
-    let options = PoolOptions { patience: Duration::from_millis(50), ..PoolOptions::default() };
-    let pool = StreamPool::start(TestLane { credits: 1 }, endpoints, options);
-    let error = pool.call(Deadline::after(LONG), ask("x".into())).await.unwrap_err();
-    assert_eq!(
-        (error.reason.as_str(), error.message.as_str()),
-        (reason::SERVICE_UNAVAILABLE, "no replica of scripted can be reached")
-    );
+    let fixed = Fixed::from_uris("scripted", &["127.0.0.1:9".into()]).unwrap();
+    let cluster = Cluster::start(ClusterOptions::new("scripted", fixed));
+    let pool = StreamPool::start(TestLane { repeatable: true }, cluster, PoolOptions::default());
+    let (outcome, took) = ask_one(pool, "x".into()).await;
+    assert_eq!(outcome.unwrap_err().reason, reason::SERVICE_UNAVAILABLE);
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_comes_back_is_found_again() {
-    let (uri, first) = serve(Script::BreakAfter(usize::MAX)).await;
-    let pool = pool(std::slice::from_ref(&uri), 8);
-    assert!(ask_many(&pool, 8).await.into_iter().all(|outcome| outcome == Ok(true)));
-    first.lifecycle.drain();
-    // Its listener closes and its streams end; then the same address serves again.
-    let address = uri.trim_start_matches("http://").parse().unwrap();
-    let listener = loop {
-        match bind("test", address).await {
-            Ok(listener) => break listener,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    let service = Scripted::new(Script::BreakAfter(usize::MAX));
-    let server = Server {
-        name: "scripted",
-        listener,
-        routes: Routes::new(RateLimiterServiceServer::new(service.clone())),
-        service_names: vec![],
-        web: None,
-        drain_timeout: LONG,
-    };
-    tokio::spawn(server.run(Lifecycle::default()));
-    while service.answered.load(Ordering::SeqCst) == 0 {
-        pool.call(Deadline::after(Duration::from_secs(5)), ask("again".into())).await.ok();
-    }
+async fn a_replica_that_comes_back_is_found_again() {
+    let mut first = Replica::start();
+    let (address, script) = (first.address, Arc::clone(&first.script));
+    let pool = StreamPool::start(TestLane { repeatable: true }, cluster(&[&first]), PoolOptions::default());
+    all_answered(&[ask_one(pool.clone(), "before".into()).await]);
+    let again = tokio::task::spawn_blocking(move || {
+        first.kill();
+        Replica::start_on(address, script)
+    });
+    let _again = again.await.unwrap();
+    until("a stream is open again", || pool.snapshot().streams[0].credits > 0).await;
+    all_answered(&[ask_one(pool, "after".into()).await]);
 }

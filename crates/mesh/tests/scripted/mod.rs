@@ -1,137 +1,157 @@
-//! A server that does with the messages of its streams what it was told, and a pool that calls it.
+//! Replicas that do with the messages of their streams what they are told, each on a thread and a runtime of its own, so that
+//! one can be stopped or killed like a process; and pools that call them.
+#![allow(dead_code)] // each test uses a part of it
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use sightline_mesh::{
     RpcError,
-    client::{Endpoints, Lane, Message, PoolOptions, StreamPool},
+    client::{Cluster, ClusterOptions, Fixed, Lane, Message, PoolOptions, StreamPool, Transport},
     server::{Lifecycle, Server, bind},
+    stream::draining,
 };
-use sightline_proto::ratelimiter::{
-    CheckRequest, CheckResponse, CheckStreamRequest, CheckStreamResponse, check_stream_response,
-    rate_limiter_service_client::RateLimiterServiceClient,
-    rate_limiter_service_server::{RateLimiterService, RateLimiterServiceServer},
+use sightline_proto::{
+    ratelimiter::{
+        CheckRequest, CheckResponse, CheckStreamRequest, CheckStreamResponse,
+        check_stream_response::Result as Answer,
+        rate_limiter_service_client::RateLimiterServiceClient,
+        rate_limiter_service_server::{RateLimiterService, RateLimiterServiceServer},
+    },
+    stream::{Credits, Drain, Hello, Load},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, service::Routes, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
-/// What the server does with the messages of its streams.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Script {
-    /// Answers them four by four, the last first.
-    Backwards,
-    /// Answers so many over all its streams, then breaks every stream it has read one from.
-    BreakAfter(usize),
-    /// Answers none.
-    Silent,
-    /// Reads nothing before the gate opens; then answers all but those of the tenant "held".
-    Gated,
-    /// The stream with the first message says after so long that it drains, and answers it after as long again. All
-    /// else is answered at once.
-    Drain(Duration),
+/// What a replica does, to be changed at any time, and what it has seen.
+#[derive(Debug, Default)]
+pub(super) struct Script {
+    /// How long an answer takes.
+    pub(super) delay_ms: AtomicU64,
+    /// What each stream is granted.
+    pub(super) credits: AtomicU32,
+    /// The occupancy it reports, in percent.
+    pub(super) percent: AtomicU32,
+    /// Messages are refused for lack of room.
+    pub(super) full: AtomicBool,
+    /// Breaks every stream instead of answering.
+    pub(super) breaks: AtomicBool,
+    /// Says on every stream that it drains.
+    pub(super) drain: Notify,
+    /// Reads nothing after such a notice, and ends the stream when what it had read is answered.
+    pub(super) leaves: AtomicBool,
+    /// How often each message was acted on.
+    pub(super) acted: Mutex<HashMap<String, usize>>,
+    /// Messages that came after a notice, and were refused.
+    pub(super) late: AtomicUsize,
+    /// Messages read beyond the credits of their stream.
+    pub(super) greedy: AtomicUsize,
+    /// Streams opened, and of them those that are open.
+    pub(super) opened: AtomicUsize,
+    pub(super) open: AtomicUsize,
 }
 
-#[derive(Debug, Clone)]
-pub(super) struct Scripted {
-    script: Script,
-    pub(super) answered: Arc<AtomicUsize>,
-    pub(super) read: Arc<AtomicUsize>,
-    /// Messages of the tenant "held".
-    pub(super) held: Arc<AtomicUsize>,
-    /// Messages on a stream that drains, and such streams that the client ended.
-    pub(super) late: Arc<AtomicUsize>,
-    pub(super) ended: Arc<AtomicUsize>,
-    pub(super) gate: CancellationToken,
-    pub(super) lifecycle: Lifecycle,
-}
-
-impl Scripted {
-    pub(super) fn new(script: Script) -> Self {
-        Self {
-            script,
-            answered: Arc::default(),
-            read: Arc::default(),
-            held: Arc::default(),
-            late: Arc::default(),
-            ended: Arc::default(),
-            gate: CancellationToken::new(),
-            lifecycle: Lifecycle::default(),
-        }
+impl Script {
+    pub(super) fn slow(&self, delay: Duration) {
+        self.delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
     }
 
-    async fn read(self, mut inbound: Streaming<CheckStreamRequest>, send: Sender) {
-        let mut held = Vec::new();
+    /// Messages acted on.
+    pub(super) fn count(&self) -> usize {
+        self.acted.lock().unwrap().len()
+    }
+
+    async fn serve(self: Arc<Self>, mut inbound: Streaming<CheckStreamRequest>, send: Sender) {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        self.open.fetch_add(1, Ordering::SeqCst);
+        let _open = Closing(Arc::clone(&self));
+        let unanswered = Arc::new(AtomicU32::new(0));
+        let mut drains = false;
+        let drain = self.drain.notified();
+        tokio::pin!(drain);
         loop {
             let message = tokio::select! {
+                () = &mut drain, if !drains => {
+                    drains = true;
+                    say(&send, 0, Answer::Drain(Drain::default())).await;
+                    if self.leaves.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    continue;
+                }
                 message = inbound.message() => message,
-                () = self.lifecycle.draining() => return,
             };
             let Ok(Some(message)) = message else { return };
-            self.read.fetch_add(1, Ordering::SeqCst);
-            held.push(message);
-            match self.script {
-                Script::Backwards if held.len() < 4 => {}
-                Script::BreakAfter(limit) if self.answered.load(Ordering::SeqCst) >= limit => return,
-                Script::Backwards | Script::BreakAfter(_) => {
-                    while let Some(message) = held.pop() {
-                        self.answered.fetch_add(1, Ordering::SeqCst);
-                        send.send(Ok(answer(&message))).await.ok();
-                    }
-                }
-                _ => {}
+            if message.hello.is_some() {
+                let granted = self.credits.load(Ordering::SeqCst);
+                say(&send, 0, Answer::Credits(Credits { granted })).await;
+                continue;
             }
-        }
-    }
-
-    async fn gated(self, mut inbound: Streaming<CheckStreamRequest>, send: Sender) {
-        self.gate.cancelled().await;
-        while let Ok(Some(message)) = inbound.message().await {
-            self.read.fetch_add(1, Ordering::SeqCst);
-            if message.check.as_ref().unwrap().tenant == "held" {
-                self.held.fetch_add(1, Ordering::SeqCst);
-            } else {
-                send.send(Ok(answer(&message))).await.ok();
+            if unanswered.fetch_add(1, Ordering::SeqCst) >= self.credits.load(Ordering::SeqCst) {
+                self.greedy.fetch_add(1, Ordering::SeqCst);
             }
-        }
-    }
-
-    async fn drain(self, mut inbound: Streaming<CheckStreamRequest>, send: Sender, pause: Duration) {
-        let mut draining = false;
-        while let Ok(Some(message)) = inbound.message().await {
-            if draining {
+            if drains {
                 self.late.fetch_add(1, Ordering::SeqCst);
+                unanswered.fetch_sub(1, Ordering::SeqCst);
+                say(&send, message.id, Answer::Error(draining().into())).await;
+                continue;
             }
-            if self.read.fetch_add(1, Ordering::SeqCst) == 0 {
-                draining = true;
-                tokio::time::sleep(pause).await;
-                send.send(Ok(CheckStreamResponse { id: 0, result: None })).await.ok();
-                tokio::time::sleep(pause).await;
-            }
-            send.send(Ok(answer(&message))).await.ok();
+            let (script, send, unanswered) = (Arc::clone(&self), send.clone(), Arc::clone(&unanswered));
+            tokio::spawn(async move { script.answer(message, send, &unanswered).await });
         }
-        if draining {
-            self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+
+    async fn answer(&self, message: CheckStreamRequest, send: Sender, unanswered: &AtomicU32) {
+        let name = message.check.unwrap().tenant;
+        if self.full.load(Ordering::SeqCst) {
+            unanswered.fetch_sub(1, Ordering::SeqCst);
+            let error = RpcError::new(Code::ResourceExhausted, "FULL", "no room");
+            return say(&send, message.id, Answer::Error(error.into())).await;
         }
+        *self.acted.lock().unwrap().entry(name.clone()).or_default() += 1;
+        if self.breaks.load(Ordering::SeqCst) {
+            send.send(Err(Status::unavailable("broken in a test"))).await.ok();
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
+        unanswered.fetch_sub(1, Ordering::SeqCst);
+        // The question's tenant, so that a mix-up shows.
+        let response = CheckResponse { allowed: true, refused_by: name, ..CheckResponse::default() };
+        let occupancy = self.percent.load(Ordering::SeqCst) as f32 / 100.0;
+        let load = Some(Load { queue_delay: None, occupancy });
+        let answer = CheckStreamResponse { id: message.id, result: Some(Answer::Response(response)), load };
+        send.send(Ok(answer)).await.ok();
+    }
+}
+
+struct Closing(Arc<Script>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 type Sender = mpsc::Sender<Result<CheckStreamResponse, Status>>;
 
-type Answers = Pin<Box<dyn Stream<Item = Result<CheckStreamResponse, Status>> + Send>>;
+async fn say(send: &Sender, id: u64, result: Answer) {
+    send.send(Ok(CheckStreamResponse { id, result: Some(result), load: None })).await.ok();
+}
+
+pub(super) struct Scripted(pub(super) Arc<Script>);
 
 #[tonic::async_trait]
 impl RateLimiterService for Scripted {
-    type CheckStreamStream = Answers;
+    type CheckStreamStream = Pin<Box<dyn Stream<Item = Result<CheckStreamResponse, Status>> + Send>>;
 
     async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         Err(Status::unimplemented("only streams here"))
@@ -140,27 +160,94 @@ impl RateLimiterService for Scripted {
     async fn check_stream(
         &self,
         request: Request<Streaming<CheckStreamRequest>>,
-    ) -> Result<Response<Answers>, Status> {
-        let (send, receive) = mpsc::channel(64);
-        let server = self.clone();
-        match self.script {
-            Script::Gated => drop(tokio::spawn(server.gated(request.into_inner(), send))),
-            Script::Drain(pause) => drop(tokio::spawn(server.drain(request.into_inner(), send, pause))),
-            _ => drop(tokio::spawn(server.read(request.into_inner(), send))),
-        }
+    ) -> Result<Response<Self::CheckStreamStream>, Status> {
+        let (send, receive) = mpsc::channel(1024);
+        tokio::spawn(Arc::clone(&self.0).serve(request.into_inner(), send));
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 }
 
-/// An answer that carries the question's tenant, so that a mix-up shows.
-fn answer(message: &CheckStreamRequest) -> CheckStreamResponse {
-    let tenant = message.check.as_ref().unwrap().tenant.clone();
-    let response = CheckResponse { allowed: true, refused_by: tenant, ..CheckResponse::default() };
-    CheckStreamResponse { id: message.id, result: Some(check_stream_response::Result::Response(response)) }
+/// A server in a thread.
+pub(super) struct Replica {
+    pub(super) address: SocketAddr,
+    pub(super) script: Arc<Script>,
+    /// Set, the thread stands still.
+    stopped: Arc<(Mutex<bool>, Condvar)>,
+    /// Dropped, the thread ends and with it every connection, without a word.
+    alive: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
+impl Replica {
+    /// Grants 64 credits a stream and answers at once.
+    pub(super) fn start() -> Self {
+        Self::start_on(([127, 0, 0, 1], 0).into(), Arc::default())
+    }
+
+    /// The same at an address that was used before.
+    pub(super) fn start_on(address: SocketAddr, script: Arc<Script>) -> Self {
+        script.credits.store(64, Ordering::SeqCst);
+        let (alive, killed) = oneshot::channel();
+        let stopped = Arc::<(Mutex<bool>, Condvar)>::default();
+        let (bound, ready) = std::sync::mpsc::sync_channel(1);
+        let (here, stop) = (Arc::clone(&script), Arc::clone(&stopped));
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async move {
+                let listener = bind("test", address).await.unwrap();
+                bound.send(listener.local_addr().unwrap()).unwrap();
+                let server = Server {
+                    name: "scripted",
+                    listener,
+                    routes: Routes::new(RateLimiterServiceServer::new(Scripted(here))),
+                    service_names: vec!["sightline.ratelimiter.v1.RateLimiterService"],
+                    web: None,
+                    drain_timeout: Duration::from_millis(100),
+                };
+                let stands_still = async {
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                        let (stopped, changed) = &*stop;
+                        drop(changed.wait_while(stopped.lock().unwrap(), |stopped| *stopped).unwrap());
+                    }
+                };
+                tokio::select! {
+                    _ = server.run(Lifecycle::default()) => {}
+                    _ = killed => {}
+                    () = stands_still => {}
+                }
+            });
+            runtime.shutdown_background();
+        });
+        let address = ready.recv().unwrap();
+        Self { address, script, stopped, alive: Some(alive), thread: Some(thread) }
+    }
+
+    /// As SIGSTOP does: connections stay, nothing is read or said.
+    pub(super) fn stop(&self) {
+        *self.stopped.0.lock().unwrap() = true;
+    }
+
+    /// As SIGKILL does.
+    pub(super) fn kill(&mut self) {
+        drop(self.alive.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        *self.stopped.0.lock().unwrap() = false;
+        self.stopped.1.notify_all();
+        self.kill();
+    }
+}
+
+/// Asks as ingest asks the rate limiter.
 pub(super) struct TestLane {
-    pub(super) credits: usize,
+    pub(super) repeatable: bool,
 }
 
 impl Lane for TestLane {
@@ -170,50 +257,71 @@ impl Lane for TestLane {
 
     async fn open(
         &self,
-        channel: Channel,
+        transport: Transport,
         outbound: Request<ReceiverStream<CheckStreamRequest>>,
     ) -> Result<Response<Streaming<CheckStreamResponse>>, Status> {
-        RateLimiterServiceClient::new(channel).check_stream(outbound).await
+        RateLimiterServiceClient::new(transport).check_stream(outbound).await
     }
 
     fn read(&self, inbound: CheckStreamResponse) -> Result<Message<String>, RpcError> {
-        match inbound.result {
-            Some(check_stream_response::Result::Response(response)) => {
-                Ok(Message::Answer(inbound.id, response.refused_by))
+        let message = match inbound.result {
+            Some(Answer::Credits(credits)) => Message::Credits(credits.granted as usize),
+            Some(Answer::Drain(_)) => Message::Drain,
+            Some(Answer::Response(response)) => {
+                return Ok(match Message::of_item(inbound.id, Ok(response.refused_by), inbound.load) {
+                    Message::Answer(answered) => Message::Answer(sightline_mesh::client::Answered {
+                        id: answered.id,
+                        answer: answered.answer.unwrap(),
+                        code: answered.code,
+                        load: answered.load,
+                    }),
+                    other => panic!("{other:?}"),
+                });
             }
-            None => Ok(Message::Drain),
-            _ => Err(RpcError::internal("no response")),
+            Some(Answer::Error(error)) => {
+                match Message::<Result<String, _>>::of_item(inbound.id, Err(error), None) {
+                    Message::Refused(refused) => Message::Refused(refused),
+                    other => panic!("{other:?}"),
+                }
+            }
+            None => return Err(RpcError::internal("an empty message")),
+        };
+        Ok(message)
+    }
+
+    fn repeatable(&self) -> bool {
+        self.repeatable
+    }
+
+    fn hello(&self) -> Option<CheckStreamRequest> {
+        Some(CheckStreamRequest { hello: Some(Hello {}), ..CheckStreamRequest::default() })
+    }
+}
+
+/// A cluster of these replicas.
+pub(super) fn cluster(replicas: &[&Replica]) -> Cluster {
+    let uris: Vec<String> = replicas.iter().map(|replica| replica.address.to_string()).collect();
+    Cluster::start(ClusterOptions::new("scripted", Fixed::from_uris("scripted", &uris).unwrap()))
+}
+
+/// A pool that has a stream with credits to each of these replicas.
+pub(super) async fn pool_with(
+    replicas: &[&Replica],
+    repeatable: bool,
+    options: PoolOptions,
+) -> StreamPool<TestLane> {
+    let pool = StreamPool::start(TestLane { repeatable }, cluster(replicas), options);
+    let ready = async {
+        while pool.snapshot().streams.iter().filter(|streams| streams.credits > 0).count() < replicas.len() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-    }
-
-    fn initial_credits(&self) -> usize {
-        self.credits
-    }
-}
-
-pub(super) async fn serve(script: Script) -> (String, Scripted) {
-    let listener = bind("test", ([127, 0, 0, 1], 0).into()).await.unwrap();
-    let uri = format!("http://{}", listener.local_addr().unwrap());
-    let service = Scripted::new(script);
-    let server = Server {
-        name: "scripted",
-        listener,
-        routes: Routes::new(RateLimiterServiceServer::new(service.clone())),
-        service_names: vec!["sightline.ratelimiter.v1.RateLimiterService"],
-        web: None,
-        drain_timeout: Duration::from_millis(100),
     };
-    tokio::spawn(server.run(service.lifecycle.clone()));
-    (uri, service)
+    tokio::time::timeout(Duration::from_secs(10), ready).await.expect("streams open");
+    pool
 }
 
-pub(super) fn pool(uris: &[String], credits: usize) -> StreamPool<TestLane> {
-    pool_with(uris, credits, PoolOptions::default())
-}
-
-pub(super) fn pool_with(uris: &[String], credits: usize, options: PoolOptions) -> StreamPool<TestLane> {
-    let endpoints = Endpoints::new("scripted", uris, &HashMap::new()).unwrap();
-    StreamPool::start(TestLane { credits }, endpoints, options)
+pub(super) async fn pool(replicas: &[&Replica]) -> StreamPool<TestLane> {
+    pool_with(replicas, true, PoolOptions::default()).await
 }
 
 pub(super) fn ask(tenant: String) -> impl Fn(u64) -> CheckStreamRequest + Send {

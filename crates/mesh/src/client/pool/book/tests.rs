@@ -1,0 +1,208 @@
+//! The book by itself: order, fairness, and that no credit is lost or made up.
+
+use std::{cell::Cell, collections::HashMap, rc::Rc};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
+
+use super::*;
+
+/// A stream's endpoint as the tests set it.
+#[derive(Clone)]
+pub(in super::super) struct Fake {
+    id: EndpointId,
+    load: Rc<Cell<Option<f64>>>,
+}
+
+impl Fake {
+    pub(in super::super) fn new() -> Self {
+        Self { id: EndpointId::next(), load: Rc::new(Cell::new(Some(1.0))) }
+    }
+
+    pub(in super::super) fn id(&self) -> EndpointId {
+        self.id
+    }
+}
+
+impl Handle for Fake {
+    fn endpoint(&self) -> EndpointId {
+        self.id
+    }
+
+    fn load(&self) -> Option<f64> {
+        self.load.get()
+    }
+}
+
+pub(in super::super) fn book() -> Book<u32, Fake> {
+    Book::new(1, 100)
+}
+
+fn wait(book: &mut Book<u32, Fake>, avoid: &[EndpointId]) -> (Ticket, oneshot::Receiver<()>) {
+    let (wake, woken) = oneshot::channel();
+    (book.queue(avoid.to_vec(), wake, Instant::now()).unwrap(), woken)
+}
+
+#[test]
+fn a_message_takes_a_credit_and_its_answer_gives_it_back() {
+    let (mut book, fake, now) = (book(), Fake::new(), Instant::now());
+    let line = book.open(fake.clone(), 0, now);
+    assert!(book.take(fake.id(), now).is_none(), "nothing was granted");
+    book.grant(line, 1, now);
+    let mut grant = book.take(fake.id(), now).unwrap();
+    assert!(book.take(fake.id(), now).is_none());
+    book.answered(line, grant.id, now).unwrap().send(Reply::Answer(5)).unwrap();
+    assert!(matches!(grant.reply.try_recv(), Ok(Reply::Answer(5))));
+    assert!(book.answered(line, grant.id, now).is_none(), "answered twice");
+    assert_eq!((book.of(fake.id())[0].credits, book.of(fake.id())[0].unanswered), (1, 0));
+}
+
+#[test]
+fn a_free_credit_goes_to_who_has_waited_longest_and_would_go_there() {
+    let (mut book, now) = (book(), Instant::now());
+    let (one, two) = (Fake::new(), Fake::new());
+    let (first, second) = (book.open(one.clone(), 0, now), book.open(two.clone(), 0, now));
+    let (a, mut a_woken) = wait(&mut book, &[one.id()]);
+    let (b, mut b_woken) = wait(&mut book, &[]);
+    book.grant(first, 1, now);
+    assert!(a_woken.try_recv().is_err() && b_woken.try_recv().is_ok());
+    assert_eq!(book.claim(b).unwrap().line, first);
+    book.grant(second, 1, now);
+    assert!(a_woken.try_recv().is_ok());
+    assert_eq!(book.claim(a).unwrap().line, second);
+}
+
+#[test]
+fn an_endpoint_that_was_tried_is_taken_when_there_is_no_other() {
+    let (mut book, now) = (book(), Instant::now());
+    let (one, two) = (Fake::new(), Fake::new());
+    let (first, second) = (book.open(one.clone(), 0, now), book.open(two.clone(), 0, now));
+    let (ticket, mut woken) = wait(&mut book, &[one.id()]);
+    book.grant(first, 1, now);
+    assert!(woken.try_recv().is_err());
+    book.leave(second);
+    book.offer(now);
+    assert!(woken.try_recv().is_ok() && book.claim(ticket).unwrap().line == first);
+}
+
+#[test]
+fn who_comes_late_finds_a_credit_that_is_free_anywhere_on_the_least_loaded() {
+    let (mut book, now) = (book(), Instant::now());
+    let fakes = [Fake::new(), Fake::new(), Fake::new()];
+    let lines: Vec<LineId> = fakes.iter().map(|fake| book.open(fake.clone(), 1, now)).collect();
+    fakes[0].load.set(Some(9.0));
+    fakes[2].load.set(None);
+    let (ticket, mut woken) = wait(&mut book, &[]);
+    assert!(woken.try_recv().is_ok());
+    assert_eq!(book.claim(ticket).unwrap().line, lines[1]);
+}
+
+#[test]
+fn who_gives_up_leaves_no_credit_behind() {
+    let (mut book, fake, now) = (book(), Fake::new(), Instant::now());
+    let line = book.open(fake.clone(), 0, now);
+    let (first, woken) = wait(&mut book, &[]);
+    let (second, mut next) = wait(&mut book, &[]);
+    book.grant(line, 1, now);
+    drop(woken);
+    book.give_up(first, now);
+    assert!(next.try_recv().is_ok(), "the credit of who was woken and left goes on");
+    book.give_up(second, now);
+    assert_eq!(book.of(fake.id())[0].credits, 1);
+}
+
+#[test]
+fn no_more_than_a_bound_may_wait() {
+    let (mut book, now) = (Book::<u32, Fake>::new(1, 2), Instant::now());
+    let mut queue = || book.queue(Vec::new(), oneshot::channel().0, now);
+    assert!(queue().is_some() && queue().is_some() && queue().is_none());
+}
+
+#[test]
+fn a_stream_that_is_left_finishes_what_it_carries() {
+    let (mut book, fake, now) = (book(), Fake::new(), Instant::now());
+    let line = book.open(fake.clone(), 8, now);
+    let kept = book.take(fake.id(), now).unwrap();
+    let abandoned = book.take(fake.id(), now).unwrap();
+    book.leave(line);
+    assert!(book.take(fake.id(), now).is_none() && !book.is_finished(line));
+    assert!(book.abandon(line, abandoned.id) && !book.is_finished(line));
+    book.answered(line, kept.id, now).unwrap();
+    assert!(book.is_finished(line));
+}
+
+#[test]
+fn messages_are_spread_over_the_least_and_others_take_the_rest() {
+    let (mut book, fake, now) = (Book::<u32, Fake>::new(2, 100), Fake::new(), Instant::now());
+    let lines: Vec<LineId> = (0..3).map(|_| book.open(fake.clone(), 2, now)).collect();
+    let taken: Vec<LineId> = (0..6).map(|_| book.take(fake.id(), now).unwrap().line).collect();
+    assert_eq!(taken, [lines[0], lines[1], lines[0], lines[1], lines[2], lines[2]]);
+}
+
+/// What a stream was granted is always where it must be: free, or out with a message.
+#[test]
+fn no_credit_is_lost_or_made_up_whatever_happens() {
+    for seed in 0..500 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let (mut book, now) = (Book::<u32, Fake>::new(1, 20), Instant::now());
+        let fakes: Vec<Fake> = (0..3).map(|_| Fake::new()).collect();
+        let mut granted: HashMap<LineId, usize> = HashMap::new();
+        let mut out: Vec<Grant<u32, Fake>> = Vec::new();
+        let mut waiting: Vec<(Ticket, oneshot::Receiver<()>)> = Vec::new();
+        for _ in 0..400 {
+            let fake = fakes.choose(&mut rng).unwrap();
+            match rng.random_range(0..12) {
+                0 => drop(granted.insert(book.open(fake.clone(), 3, now), 3)),
+                1 => fake.load.set(rng.random_bool(0.7).then_some(1.0)),
+                2 => {
+                    let avoid = if rng.random_bool(0.5) { vec![fake.id()] } else { Vec::new() };
+                    let (wake, woken) = oneshot::channel();
+                    waiting.extend(book.queue(avoid, wake, now).map(|ticket| (ticket, woken)));
+                }
+                3 if !waiting.is_empty() => {
+                    let at = rng.random_range(0..waiting.len());
+                    let (ticket, _) = waiting.swap_remove(at);
+                    book.give_up(ticket, now);
+                }
+                4 => {
+                    if let Some(line) = granted.keys().next().copied() {
+                        match rng.random_bool(0.5) {
+                            true => book.leave(line),
+                            false => {
+                                granted.remove(&line);
+                                out.retain(|grant| grant.line != line);
+                                book.close(line);
+                            }
+                        }
+                    }
+                }
+                5..8 => out.extend(book.take(fake.id(), now)),
+                8..11 if !out.is_empty() => {
+                    let at = rng.random_range(0..out.len());
+                    let grant = out.swap_remove(at);
+                    match rng.random_range(0..3) {
+                        0 => book.unsent(grant.line, grant.id, now),
+                        1 => {
+                            book.abandon(grant.line, grant.id);
+                            book.answered(grant.line, grant.id, now);
+                        }
+                        _ => drop(book.answered(grant.line, grant.id, now)),
+                    }
+                }
+                _ => book.offer(now),
+            }
+            waiting.retain_mut(|(ticket, woken)| match woken.try_recv() {
+                Ok(()) => {
+                    out.push(book.claim(*ticket).unwrap());
+                    false
+                }
+                Err(_) => true,
+            });
+            for standing in fakes.iter().flat_map(|fake| book.of(fake.id())) {
+                let all = granted[&standing.line];
+                assert_eq!(standing.credits + standing.unanswered, all, "seed {seed}");
+                let mine = out.iter().filter(|grant| grant.line == standing.line).count();
+                assert_eq!(standing.unanswered, mine, "seed {seed}");
+            }
+        }
+    }
+}

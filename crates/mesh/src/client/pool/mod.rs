@@ -1,0 +1,286 @@
+//! Long-lived bidi streams to the replicas of a service, and messages dispatched over them one by one.
+//!
+//! - [`dispatch`]: one message. It picks an endpoint by the cluster's policy, takes a credit of one of its streams, and
+//!   waits for the answer. What is not answered goes to another endpoint: at once when its stream breaks, after a while
+//!   when it stalls, and in both cases only if the [`Lane`] says that it may be repeated and the budget allows it.
+//!   [`flight`] is one attempt.
+//! - [`book`]: credits, unanswered messages, and those who wait for a credit, first come first served.
+//! - [`keeper`] and [`upkeep`]: how many streams an endpoint has; [`line`]: one of them, to its end.
+//! - [`stall`]: how long an answer may take.
+//!
+//! The first answer wins; later ones find nobody. A server that drains answers or refuses what it was sent; nothing new
+//! goes there. The protocol is described in `proto/sightline/stream/v1`; any other with ids and credits will do.
+
+mod book;
+mod dispatch;
+mod flight;
+mod keeper;
+mod lane;
+mod line;
+mod options;
+mod stall;
+mod upkeep;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Code;
+
+use self::{
+    book::{Book, LineId},
+    dispatch::Dispatch,
+    keeper::Post,
+    line::Line,
+    stall::Stall,
+};
+pub use self::{
+    lane::{Answered, Lane, Message, Refused},
+    options::{PoolOptions, StallOptions},
+};
+use super::{Cluster, ClusterSnapshot, EndpointId, call::RetryBudget};
+use crate::{Deadline, RpcError, reason};
+
+/// What is asked of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    /// Until when the caller waits.
+    pub deadline: Deadline,
+    /// What messages that belong on the same replica have in common, for the policy `ring_hash`.
+    pub key: Option<u64>,
+}
+
+impl From<Deadline> for Ask {
+    fn from(deadline: Deadline) -> Self {
+        Self { deadline, key: None }
+    }
+}
+
+/// Streams to the replicas of one service. Cheap to clone; the streams close when the last clone is dropped.
+pub struct StreamPool<L: Lane> {
+    shared: Arc<Shared<L>>,
+    _keeper: Arc<AbortOnDropHandle<()>>,
+}
+
+/// An answer as the book holds it: how it counts, and what the caller gets.
+type Settled<L> = (Code, <L as Lane>::Answer);
+
+struct Shared<L: Lane> {
+    lane: L,
+    cluster: Cluster,
+    options: PoolOptions,
+    book: Mutex<Book<Settled<L>, Arc<Line<L>>>>,
+    posts: Mutex<HashMap<EndpointId, Arc<Post>>>,
+    stall: Mutex<Stall>,
+    budget: Mutex<RetryBudget>,
+    /// Why a stream broke or could not be opened last. Addresses and codes, nothing that a caller sent.
+    problem: Mutex<String>,
+}
+
+impl<L: Lane> Clone for StreamPool<L> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), _keeper: Arc::clone(&self._keeper) }
+    }
+}
+
+impl<L: Lane> std::fmt::Debug for StreamPool<L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "StreamPool({}, {} open)", self.shared.cluster.service(), self.open_streams())
+    }
+}
+
+impl<L: Lane> StreamPool<L> {
+    /// Begins to open streams to every endpoint of `cluster`, on the current tokio runtime.
+    pub fn start(lane: L, cluster: Cluster, options: PoolOptions) -> Self {
+        describe();
+        let shared = Arc::new(Shared {
+            lane,
+            cluster,
+            options,
+            book: Mutex::new(Book::new(options.min_streams, options.max_waiting)),
+            posts: Mutex::default(),
+            stall: Mutex::new(Stall::new(options.stall)),
+            budget: Mutex::new(RetryBudget::new(options.budget, Instant::now())),
+            problem: Mutex::default(),
+        });
+        let keeper = tokio::spawn(keeper::follow(Arc::clone(&shared)));
+        Self { shared, _keeper: Arc::new(AbortOnDropHandle::new(keeper)) }
+    }
+
+    /// The replicas that it sends to.
+    pub fn cluster(&self) -> &Cluster {
+        &self.shared.cluster
+    }
+
+    /// How many streams take messages now.
+    pub fn open_streams(&self) -> usize {
+        self.shared.book().open_lines()
+    }
+
+    /// Sends the message that `build` makes for an id, and waits for its answer. `build` is called again for each further
+    /// attempt. A caller that drops this no longer waits: the server is told where the protocol can say so.
+    ///
+    /// # Errors
+    /// `DEADLINE_EXCEEDED`; `UNAVAILABLE` when no stream could be had, or the streams of all attempts broke;
+    /// `RESOURCE_EXHAUSTED` when too many wait for a credit; what a server that had no room said.
+    pub async fn call(
+        &self,
+        ask: impl Into<Ask>,
+        build: impl Fn(u64) -> L::Outbound + Send,
+    ) -> Result<L::Answer, RpcError> {
+        Dispatch::new(&self.shared, ask.into(), build).run().await
+    }
+
+    /// The streams as they are now, for `mesh top`.
+    pub fn snapshot(&self) -> PoolSnapshot {
+        let endpoints = self.shared.cluster.endpoints().borrow().clone();
+        let book = self.shared.book();
+        let describe = |endpoint: &Arc<super::Endpoint>| {
+            let lines = book.of(endpoint.id());
+            StreamsSnapshot {
+                address: endpoint.address().authority.clone(),
+                open: lines.iter().filter(|line| !line.leaving).count(),
+                leaving: lines.iter().filter(|line| line.leaving).count(),
+                credits: lines.iter().filter(|line| !line.leaving).map(|line| line.credits).sum(),
+                unanswered: lines.iter().map(|line| line.unanswered).sum(),
+            }
+        };
+        PoolSnapshot {
+            waiting: book.waiting(),
+            streams: endpoints.iter().map(describe).collect(),
+            cluster: self.shared.cluster.snapshot(),
+        }
+    }
+}
+
+/// A pool at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct PoolSnapshot {
+    /// The service and its replicas.
+    #[serde(flatten)]
+    pub cluster: ClusterSnapshot,
+    /// Callers who wait for a credit.
+    pub waiting: usize,
+    /// The streams to each replica, in the order of the cluster's endpoints.
+    pub streams: Vec<StreamsSnapshot>,
+}
+
+/// The streams to one replica.
+#[derive(Debug, Clone, Serialize)]
+pub struct StreamsSnapshot {
+    /// `host:port`.
+    pub address: String,
+    /// Streams that take messages.
+    pub open: usize,
+    /// Streams that only finish what they carry.
+    pub leaving: usize,
+    /// Messages that may be sent now.
+    pub credits: usize,
+    /// Messages sent and not answered.
+    pub unanswered: usize,
+}
+
+impl<L: Lane> Shared<L> {
+    fn book(&self) -> MutexGuard<'_, Book<Settled<L>, Arc<Line<L>>>> {
+        self.book.lock().expect("no holder panics")
+    }
+
+    fn posts(&self) -> MutexGuard<'_, HashMap<EndpointId, Arc<Post>>> {
+        self.posts.lock().expect("no holder panics")
+    }
+
+    fn stall(&self) -> MutexGuard<'_, Stall> {
+        self.stall.lock().expect("no holder panics")
+    }
+
+    fn budget(&self) -> MutexGuard<'_, RetryBudget> {
+        self.budget.lock().expect("no holder panics")
+    }
+
+    fn set_problem(&self, problem: String) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// The stream takes no more messages and ends when none is unanswered.
+    fn leave(&self, line: LineId) {
+        let handle = {
+            let mut book = self.book();
+            book.leave(line);
+            book.handle(line)
+        };
+        if let Some(handle) = handle {
+            handle.look();
+        }
+    }
+
+    /// A message found no credit at this endpoint.
+    fn press(&self, endpoint: EndpointId) {
+        if let Some(post) = self.posts().get(&endpoint) {
+            post.press();
+        }
+    }
+
+    fn any_usable(&self) -> bool {
+        self.cluster.endpoints().borrow().iter().any(|endpoint| endpoint.is_usable())
+    }
+
+    fn no_stream(&self) -> RpcError {
+        let problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let separator = if problem.is_empty() { "" } else { ": " };
+        RpcError::unavailable(format!("no stream to {} is open{separator}{problem}", self.cluster.service()))
+    }
+
+    fn too_many_wait(&self) -> RpcError {
+        let (service, limit) = (self.cluster.service(), self.options.max_waiting);
+        let message = format!("{limit} messages wait for {service} already");
+        RpcError::new(Code::ResourceExhausted, reason::CLIENT_OVERLOADED, message).retry_after(WAITING_PAUSE)
+    }
+
+    fn count_streams(&self) {
+        let open = self.book().open_lines();
+        metrics::gauge!("mesh_streams_open", "service" => self.cluster.service()).set(open as f64);
+    }
+
+    fn count_retry(&self) {
+        metrics::counter!("mesh_retries_total", "service" => self.cluster.service()).increment(1);
+    }
+
+    /// The budget did not allow a message to be sent again.
+    fn count_broke(&self) {
+        let service = self.cluster.service();
+        metrics::counter!("mesh_retry_budget_exhausted_total", "service" => service).increment(1);
+    }
+
+    fn count_hedge(&self) {
+        metrics::counter!("mesh_hedges_total", "service" => self.cluster.service()).increment(1);
+    }
+
+    fn count_move(&self, why: &'static str) {
+        let service = self.cluster.service();
+        metrics::counter!("mesh_messages_moved_total", "service" => service, "why" => why).increment(1);
+    }
+
+    fn count_wait(&self, waited: Duration) {
+        let service = self.cluster.service();
+        metrics::histogram!("mesh_credit_wait_seconds", "service" => service).record(waited);
+    }
+}
+
+/// When a caller that found too many waiting may come again.
+const WAITING_PAUSE: Duration = Duration::from_millis(250);
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_gauge!("mesh_streams_open", "Streams to a service that take messages");
+    describe_counter!("mesh_hedges_total", "Messages that stalled and were sent to another replica too");
+    describe_counter!(
+        "mesh_messages_moved_total",
+        "Messages that left a replica unanswered, by why: broken, drained, refused"
+    );
+    describe_histogram!("mesh_credit_wait_seconds", "How long messages waited that found no credit");
+}
