@@ -5,41 +5,36 @@
 //! - `rpc_duration_seconds{method}`: unary calls, from their head to the end of the answer. Streams live as long as their
 //!   connection: their messages are timed by the services.
 //! - `requests_in_flight{server}`, `active_connections{server}`.
+//! - The names of gRFC A66, as OpenTelemetry writes them for Prometheus: `grpc_server_call_started_total{grpc_method}` and
+//!   `grpc_server_call_duration_seconds{grpc_method, grpc_status}`, streams included.
 //!
 //! `method` is one that the server's descriptors name, or `other`; `code` one of gRPC's seventeen: whatever callers ask
 //! for, the number of series is bounded.
 
 use std::{
     collections::HashMap,
-    io,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use metrics::{Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, histogram,
+};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use sightline_telemetry::trace::{Parent, TRACEPARENT, ended};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
-use tonic::{
-    Code, Status,
-    body::Body,
-    transport::server::{Connected, TcpConnectInfo},
-};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
 use crate::RpcError;
 
 /// The names of gRPC's codes by their number.
-const CODES: [&str; 17] = [
+pub(crate) const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",
@@ -69,25 +64,33 @@ struct Method {
     span: Option<String>,
     /// None for streams.
     duration: Option<Histogram>,
-    codes: [OnceLock<Counter>; CODES.len()],
+    codes: [OnceLock<(Counter, Histogram)>; CODES.len()],
+    started: Counter,
 }
 
 impl Method {
     fn new(service: &str, name: &str, streams: (bool, bool)) -> Self {
-        let full = format!("{service}/{name}");
+        let full = if name.is_empty() { service.to_owned() } else { format!("{service}/{name}") };
         let (client, server) = streams;
-        let duration = (!client && !server)
-            .then(|| metrics::histogram!("rpc_duration_seconds", "method" => full.clone()));
+        let duration =
+            (!client && !server).then(|| histogram!("rpc_duration_seconds", "method" => full.clone()));
         // Health checks and reflection are not what anybody looks for in a trace.
-        let ours = service.strip_prefix("sightline.").and_then(|rest| rest.split('.').next());
-        let span = ours.filter(|_| !client).map(|package| format!("{package}.{}", snake(name)));
-        Self { full, service: service.into(), name: name.into(), span, duration, codes: Default::default() }
+        let of_somebody = !service.starts_with("grpc.") && !name.is_empty();
+        let span = (of_somebody && !client).then(|| format!("{}.{}", package(service), snake(name)));
+        let started = counter!("grpc_server_call_started_total", "grpc_method" => full.clone());
+        let (service, name) = (service.into(), name.into());
+        Self { full, service, name, span, duration, codes: Default::default(), started }
     }
 
-    fn count(&self, code: Code) {
+    fn count(&self, code: Code, took: Duration) {
         let name = CODES[code as usize];
-        let made = || counter!("request_count_total", "method" => self.full.clone(), "code" => name);
-        self.codes[code as usize].get_or_init(made).increment(1);
+        let (ended, durations) = self.codes[code as usize].get_or_init(|| {
+            let ended = counter!("request_count_total", "method" => self.full.clone(), "code" => name);
+            let labels = [("grpc_method", self.full.clone()), ("grpc_status", name.to_owned())];
+            (ended, histogram!("grpc_server_call_duration_seconds", &labels))
+        });
+        ended.increment(1);
+        durations.record(took);
     }
 
     fn span(&self, headers: &http::HeaderMap) -> Span {
@@ -103,6 +106,15 @@ impl Method {
             rpc.method = self.name.as_str(),
         )
     }
+}
+
+/// What a service is called by those who run it: `sightline.ingest.v1.IngestService` is `ingest`.
+fn package(service: &str) -> &str {
+    let is_version = |part: &str| {
+        part.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let parts = || service.rsplit('.').skip(1);
+    parts().find(|part| !is_version(part)).unwrap_or(service)
 }
 
 /// `ClassifyBatch` is `classify_batch`.
@@ -137,6 +149,11 @@ impl Calls {
             "mesh_retries_total",
             "Messages to another service that were sent again, by service"
         );
+        describe_counter!("grpc_server_call_started_total", "Calls that have begun, by method (gRFC A66)");
+        describe_histogram!(
+            "grpc_server_call_duration_seconds",
+            "Calls from their head to the end of the answer, streams included, by method and code (gRFC A66)"
+        );
         let mut methods = HashMap::new();
         for set in descriptors.iter().filter_map(|bytes| FileDescriptorSet::decode(*bytes).ok()) {
             for file in &set.file {
@@ -150,19 +167,22 @@ impl Calls {
                 }
             }
         }
-        let mut other = Method::new("other", "", (true, true));
-        other.full = "other".into();
         Self {
             methods: Arc::new(methods),
-            other: Arc::new(other),
+            other: Arc::new(Method::new("other", "", (true, true))),
             in_flight: metrics::gauge!("requests_in_flight", "server" => server),
             connections: metrics::gauge!("active_connections", "server" => server),
         }
     }
 
     /// Counts a connection for as long as it is open.
-    pub(crate) fn connection(&self, stream: TcpStream) -> Connection {
-        Connection { stream, _open: Counted::new(&self.connections) }
+    pub(crate) fn connection(&self) -> Counted {
+        Counted::new(&self.connections)
+    }
+
+    /// Whether a call of this path may live long; one that is not known does not.
+    pub(crate) fn is_stream(&self, path: &str) -> bool {
+        self.methods.get(path).is_some_and(|method| method.duration.is_none())
     }
 }
 
@@ -175,7 +195,7 @@ impl<S> Layer<S> for Calls {
 }
 
 /// One more in a gauge, until it is dropped.
-struct Counted(Gauge);
+pub(crate) struct Counted(Gauge);
 
 impl Counted {
     fn new(gauge: &Gauge) -> Self {
@@ -214,6 +234,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = self.calls.methods.get(request.uri().path()).unwrap_or(&self.calls.other);
+        method.started.increment(1);
         let span = method.span(request.headers());
         let call = Call {
             method: Arc::clone(method),
@@ -260,9 +281,10 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         let (code, reason) = self.status.take().unwrap_or((Code::Cancelled, "CANCELLED".into()));
-        self.method.count(code);
+        let took = self.since.elapsed();
+        self.method.count(code, took);
         if let Some(duration) = &self.method.duration {
-            duration.record(self.since.elapsed());
+            duration.record(took);
         }
         ended(&self.span, code as i32, &reason);
     }
@@ -302,56 +324,24 @@ impl http_body::Body for Followed {
     }
 }
 
-/// A connection that is counted.
-pub(crate) struct Connection {
-    stream: TcpStream,
-    _open: Counted,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    #[test]
+    fn spans_are_named_by_the_package_and_the_method() {
+        let span = |service, name, streams| Method::new(service, name, streams).span;
+        let unary = (false, false);
+        let batch = span("sightline.ingest.v1.IngestService", "ClassifyBatch", (false, true));
+        assert_eq!(batch.as_deref(), Some("ingest.classify_batch"));
+        assert_eq!(span("greeter.v1beta1.Greeter", "Hello", unary).as_deref(), Some("greeter.hello"));
+        assert_eq!(span("Greeter", "Hello", unary).as_deref(), Some("Greeter.hello"));
+        assert_eq!(span("grpc.health.v1.Health", "Check", unary), None);
+        assert_eq!(
+            span("greeter.v1.Party", "Chat", (true, true)),
+            None,
+            "a stream lives too long for one span"
+        );
+        assert_eq!(span("other", "", (true, true)), None);
     }
 }
