@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
@@ -25,14 +26,28 @@ impl Deadline {
 
     /// The caller's deadline, or `longest` from now if it gave none or a later one.
     pub fn from_metadata(metadata: &MetadataMap, longest: Duration) -> Self {
-        let asked =
-            metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse_timeout);
-        match asked {
+        match Self::timeout_in(metadata.as_ref()) {
             Some(asked) if asked < longest => {
                 Self::after(asked.saturating_sub(Self::RETURN_MARGIN.min(asked / 10)))
             }
             _ => Self::after(longest),
         }
+    }
+
+    /// The caller's deadline, if it gave one, less [`Deadline::RETURN_MARGIN`].
+    pub fn from_headers(headers: &HeaderMap) -> Option<Self> {
+        let asked = Self::timeout_in(headers)?;
+        Some(Self::after(asked.saturating_sub(Self::RETURN_MARGIN.min(asked / 10))))
+    }
+
+    /// What `grpc-timeout` says.
+    pub(crate) fn timeout_in(headers: &HeaderMap) -> Option<Duration> {
+        headers.get(GRPC_TIMEOUT)?.to_str().ok().and_then(parse_timeout)
+    }
+
+    /// What is left, as `grpc-timeout` says it to the next hop.
+    pub fn header(self) -> HeaderValue {
+        write_timeout(self.remaining())
     }
 
     /// What is left; zero when it has passed.
@@ -66,6 +81,23 @@ impl Deadline {
         }
         tokio::time::timeout_at(self.0, work).await.map_err(|_| RpcError::deadline(stage))
     }
+}
+
+/// The header that carries how long the caller waits.
+pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// In the smallest unit from microseconds that eight digits can hold; never 0, which the specification does not allow.
+fn write_timeout(left: Duration) -> HeaderValue {
+    const EIGHT_DIGITS: u128 = 99_999_999;
+    let (micros, millis) = (left.as_micros().max(1), left.as_millis());
+    let text = if micros <= EIGHT_DIGITS {
+        format!("{micros}u")
+    } else if millis <= EIGHT_DIGITS {
+        format!("{millis}m")
+    } else {
+        format!("{}S", u128::from(left.as_secs()).min(EIGHT_DIGITS))
+    };
+    HeaderValue::try_from(text).expect("digits and a letter")
 }
 
 /// `TimeoutValue TimeoutUnit`: at most eight digits and one of H, M, S, m, u, n.
@@ -102,6 +134,23 @@ mod tests {
             ("-5S", None),
         ] {
             assert_eq!(parse_timeout(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_written_in_eight_digits_and_rounded_down() {
+        for (left, expected) in [
+            (Duration::ZERO, "1u"),
+            (Duration::from_nanos(1_999), "1u"),
+            (Duration::from_millis(250), "250000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_secs(200_000), "200000S"),
+            (Duration::MAX, "99999999S"),
+        ] {
+            let written = write_timeout(left);
+            assert_eq!(written, expected);
+            let read = parse_timeout(written.to_str().unwrap()).unwrap();
+            assert!(read <= left.max(Duration::from_micros(1)));
         }
     }
 

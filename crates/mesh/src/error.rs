@@ -17,20 +17,54 @@ pub mod reason {
     pub const CANCELLED: &str = "CANCELLED";
     /// No replica of a service that is needed could be reached in time.
     pub const SERVICE_UNAVAILABLE: &str = "SERVICE_UNAVAILABLE";
+    /// The service sheds calls, so this process held back its own: nothing was sent.
+    pub const THROTTLED: &str = "THROTTLED";
+    /// This side has as many calls open to a service, or waiting for it, as it may; nothing was sent.
+    pub const CLIENT_OVERLOADED: &str = "CLIENT_OVERLOADED";
     /// The server is stopping; another replica will serve.
     pub const DRAINING: &str = "DRAINING";
     /// A token is required and none was sent.
     pub const TOKEN_MISSING: &str = "TOKEN_MISSING";
-    /// The token cannot be read, or its signature or key is wrong.
+    /// The token cannot be read.
     pub const TOKEN_INVALID: &str = "TOKEN_INVALID";
-    /// The token is past its time, or not yet valid.
+    /// The token is longer than is taken.
+    pub const TOKEN_TOO_LARGE: &str = "TOKEN_TOO_LARGE";
+    /// The token is not signed, or by an algorithm that is not taken, or not the one that its key is for.
+    pub const TOKEN_ALGORITHM: &str = "TOKEN_ALGORITHM";
+    /// The token asks for an extension that is not supported.
+    pub const TOKEN_CRITICAL: &str = "TOKEN_CRITICAL";
+    /// No configured key can be the token's.
+    pub const TOKEN_KEY: &str = "TOKEN_KEY";
+    /// The keys to check tokens with have not been fetched yet.
+    pub const TOKEN_KEYS_UNAVAILABLE: &str = "TOKEN_KEYS_UNAVAILABLE";
+    /// The token's signature does not fit its key.
+    pub const TOKEN_SIGNATURE: &str = "TOKEN_SIGNATURE";
+    /// The token is past its time.
     pub const TOKEN_EXPIRED: &str = "TOKEN_EXPIRED";
+    /// The token is not yet valid.
+    pub const TOKEN_NOT_YET_VALID: &str = "TOKEN_NOT_YET_VALID";
+    /// The token says that it was issued in the future.
+    pub const TOKEN_ISSUED_LATER: &str = "TOKEN_ISSUED_LATER";
+    /// The token is of an issuer that is not trusted.
+    pub const TOKEN_ISSUER: &str = "TOKEN_ISSUER";
+    /// The token lacks a claim that is needed.
+    pub const TOKEN_CLAIM_MISSING: &str = "TOKEN_CLAIM_MISSING";
+    /// A claim of the token is of the wrong type.
+    pub const TOKEN_CLAIM: &str = "TOKEN_CLAIM";
+    /// The call is for another tenant than the token's.
+    pub const TOKEN_TENANT: &str = "TOKEN_TENANT";
     /// The token is for somebody else.
     pub const TOKEN_AUDIENCE: &str = "TOKEN_AUDIENCE";
     /// The token does not allow this call.
     pub const TOKEN_SCOPE: &str = "TOKEN_SCOPE";
     /// The message is larger than the server takes.
     pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
+    /// The server has as much to do as it may; another replica, or the same a little later, will serve.
+    pub const OVERLOADED: &str = "OVERLOADED";
+    /// The caller has as many calls open as one may.
+    pub const TOO_MANY_CALLS: &str = "TOO_MANY_CALLS";
+    /// The message arrived too slowly.
+    pub const RECEIVE_TIMEOUT: &str = "RECEIVE_TIMEOUT";
     /// A fault of ours; the log has the cause.
     pub const INTERNAL: &str = "INTERNAL";
     /// An answer that does not fit the protocol.
