@@ -8,6 +8,7 @@
 
 mod cluster;
 mod config;
+mod discovery;
 mod fresh;
 mod image;
 mod install;

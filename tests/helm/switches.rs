@@ -229,14 +229,6 @@ fn a_changed_configuration_is_a_changed_pod() {
 }
 
 #[test]
-fn ingest_calls_the_headless_services() {
-    let Some(objects) = objects("distributed", &[r#"ingest.connections={"classifier":2}"#]) else { return };
-    let address = "\"http://sightline-classifier-headless.sightline.svc.cluster.local:7402\"";
-    let config = objects.config("ingest");
-    assert!(config.contains(&format!("classifier = [{address},{address}]\n")), "{config}");
-}
-
-#[test]
 fn limits_of_ones_own_are_a_file() {
     let Some(objects) = objects("distributed", &[r#"ratelimiter.customRules="[[rule]]\nname = \"x\"""#])
     else {

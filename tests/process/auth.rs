@@ -111,7 +111,7 @@ async fn services_in_four_processes_let_in_who_has_the_right_token_and_say_why_n
         (None, Code::Unauthenticated, "TOKEN_MISSING"),
         (Some("Basic YWRhOmFkYQ=="), Code::Unauthenticated, "TOKEN_MISSING"),
         (Some("Bearer nonsense"), Code::Unauthenticated, "TOKEN_INVALID"),
-        (Some(&*format!("Bearer {forged}")), Code::Unauthenticated, "TOKEN_INVALID"),
+        (Some(&*format!("Bearer {forged}")), Code::Unauthenticated, "TOKEN_SIGNATURE"),
         (Some(&*format!("Bearer {elsewhere}")), Code::Unauthenticated, "TOKEN_AUDIENCE"),
         (Some(&*format!("Bearer {service}")), Code::PermissionDenied, "TOKEN_SCOPE"),
     ] {

@@ -90,7 +90,7 @@ fn settings_with_which_no_process_would_start_are_refused() {
             "[ingest]\nlisten = \"0.0.0.0:7401\"\n",
             &["`ingest.listen` is 0.0.0.0:7401, beyond loopback", "--insecure"],
         ),
-        ("[ingest]\nclassifier = []\n", &["no address of classifier is configured"]),
+        ("[ingest]\nclassifier = []\n", &["`ingest.classifier`: no address is configured"]),
         ("[telemetry]\nlog = \"=loud=\"\n", &["`telemetry.log`", "=loud="]),
         ("[classifier]\nmodels = [\"/nowhere\"]\n", &["`classifier.models`", "/nowhere"]),
         (

@@ -3,7 +3,7 @@
 use crate::support::sightline;
 
 /// Every command, and words without which its help would not say how to use it.
-const COMMANDS: [(&str, &[&str]); 19] = [
+const COMMANDS: [(&str, &[&str]); 21] = [
     (
         "",
         &[
@@ -31,6 +31,8 @@ const COMMANDS: [(&str, &[&str]); 19] = [
     ),
     ("limits", &["check"]),
     ("limits check", &["user=ada", "exits with 1", "--hits", "--tenant", "--json"]),
+    ("mesh", &["top"]),
+    ("mesh top", &["telemetry.admin_listen", "--admin", "--every", "--once", "--json", "LATENCY", "jq"]),
     ("config", &["check", "print"]),
     ("config check", &["--config", "--set"]),
     ("config print", &["TOML", "--markdown"]),

@@ -69,8 +69,8 @@ async fn a_good_token_names_the_user_and_every_bad_one_is_refused_with_its_reaso
     let table: [(Option<&str>, Code, &str); 6] = [
         (None, Code::Unauthenticated, "TOKEN_MISSING"),
         (Some("not.a.token"), Code::Unauthenticated, "TOKEN_INVALID"),
-        (Some(&forged), Code::Unauthenticated, "TOKEN_INVALID"),
-        (Some(&other_key), Code::Unauthenticated, "TOKEN_INVALID"),
+        (Some(&forged), Code::Unauthenticated, "TOKEN_SIGNATURE"),
+        (Some(&other_key), Code::Unauthenticated, "TOKEN_SIGNATURE"),
         (Some(&wrong_audience), Code::Unauthenticated, "TOKEN_AUDIENCE"),
         (Some(&wrong_scope), Code::PermissionDenied, "TOKEN_SCOPE"),
     ];

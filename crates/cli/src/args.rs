@@ -65,6 +65,9 @@ Give a password through SIGHTLINE_STATS_POSTGRES_URL or the file of --config: ot
     /// Ask the rate limiter
     #[command(subcommand)]
     Limits(Limits),
+    /// Watch how a process calls the other services
+    #[command(subcommand)]
+    Mesh(Mesh),
     /// Check and show settings
     #[command(subcommand)]
     Config(Config),
@@ -75,6 +78,34 @@ Give a password through SIGHTLINE_STATS_POSTGRES_URL or the file of --config: ot
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Mesh {
+    /// Show each replica live: state, load, latency, ejections, streams
+    ///
+    /// Asks an ingest's admin port (telemetry.admin_listen). On a terminal the table is drawn anew every --every until Ctrl-C;
+    /// otherwise, and with --once, it is printed once. With --json one array of services a line.
+    #[command(after_help = "Examples:
+  sightline mesh top
+  sightline mesh top --admin http://10.0.0.7:7400 --once
+  sightline mesh top --json | jq '.[].endpoints[] | {address, state}'
+
+LATENCY is a peak-sensitive mean; BUSY and QUEUE are what the replica says of itself; WAITING counts messages without a credit.")]
+    Top {
+        /// The admin port of a process that calls others
+        #[arg(long, default_value = "http://127.0.0.1:7400", value_name = "URL")]
+        admin: String,
+        /// How often the table is drawn anew
+        #[arg(long, default_value = "1s", value_parser = humantime::parse_duration, value_name = "TIME")]
+        every: std::time::Duration,
+        /// Print once and end
+        #[arg(long)]
+        once: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

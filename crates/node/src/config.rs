@@ -6,7 +6,12 @@ use serde::{Deserialize, Serialize};
 use sightline_classifier::ClassifierConfig;
 use sightline_config::{HumanDuration, Registry};
 use sightline_ingest::{IngestConfig, PolicyConfig};
-use sightline_mesh::auth::AuthConfig;
+use sightline_mesh::{
+    auth::{AuthConfig, ForwardTrust},
+    client::{MeshConfig, discovery::DiscoveryConfig},
+    identity::{EdgeTlsConfig, MeshTlsConfig},
+    server::ServerConfig,
+};
 use sightline_ratelimiter::RateLimiterConfig;
 use sightline_stats::StatsConfig;
 use sightline_telemetry::TelemetryConfig;
@@ -42,6 +47,16 @@ pub struct NodeConfig {
     pub telemetry: TelemetryConfig,
     /// `[auth]`
     pub auth: AuthConfig,
+    /// `[edge_tls]`
+    pub edge_tls: EdgeTlsConfig,
+    /// `[tls]`
+    pub tls: MeshTlsConfig,
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[mesh]`
+    pub mesh: MeshConfig,
+    /// `[discovery]`
+    pub discovery: DiscoveryConfig,
     /// `[ingest]`
     pub ingest: IngestConfig,
     /// `[policy]`
@@ -60,6 +75,11 @@ pub fn registry() -> Registry {
         .with::<NodeSettings>()
         .with::<TelemetryConfig>()
         .with::<AuthConfig>()
+        .with::<EdgeTlsConfig>()
+        .with::<MeshTlsConfig>()
+        .with::<ServerConfig>()
+        .with::<MeshConfig>()
+        .with::<DiscoveryConfig>()
         .with::<IngestConfig>()
         .with::<PolicyConfig>()
         .with::<ClassifierConfig>()
@@ -76,11 +96,19 @@ impl NodeConfig {
         if self.node.worker_threads.is_some_and(|threads| !(1..=MAX_WORKER_THREADS).contains(&threads)) {
             return Err(format!("`node.worker_threads` must be from 1 to {MAX_WORKER_THREADS}"));
         }
+        self.server.validate()?;
+        self.mesh.validate()?;
+        self.discovery.validate()?;
         self.ingest.validate()?;
         self.policy.validate()?;
         self.classifier.validate()?;
         self.ratelimiter.validate().map_err(|error| error.to_string())?;
         self.stats.validate()?;
+        if self.auth.forwarded_claims == ForwardTrust::Insecure && !self.node.insecure {
+            return Err("`auth.forwarded_claims` is \"insecure\": anybody could speak for any user; set \"mtls\", or pass \
+                        --insecure on a closed network"
+                .into());
+        }
         // Otherwise ingest would give a verdict that the statistics then refuse to count (P2).
         let least = sightline_ingest::MAX_AGE + DEDUPE_MARGIN;
         if self.stats.dedupe_window.0 < least {
@@ -122,7 +150,8 @@ mod tests {
     fn every_section_with_rules_is_checked() {
         assert_eq!(NodeConfig::default().validate(), Ok(()));
         type Change = fn(&mut NodeConfig);
-        let change: [(&str, Change); 3] = [
+        let change: [(&str, Change); 4] = [
+            ("`server.max_calls` (0)", |config| config.server.max_calls = 0),
             ("`classifier.stream_credits` (0)", |config| config.classifier.stream_credits = 0),
             ("`stats.max_batch_events` (5001)", |config| config.stats.max_batch_events = 5_001),
             ("`stats.query_threads`", |config| config.stats.query_threads = 0),

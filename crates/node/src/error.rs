@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use sightline_mesh::{auth::AuthError, client::EndpointError, server::BindError};
+use sightline_mesh::{
+    auth::AuthError,
+    client::{EndpointError, discovery::TargetError},
+    server::BindError,
+};
 
 /// See the module.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +17,8 @@ pub enum NodeError {
     /// Beyond loopback without keys.
     #[error(
         "`{setting}` is {address}, beyond loopback, and no key is configured to check tokens with: set \
-         `auth.jwks_file`, `auth.public_key_file` or `auth.secret_file`, or pass --insecure on a closed network"
+         `auth.jwks_file`, `auth.jwks_url`, `auth.public_key_file` or `auth.secret_file`, between services also \
+         `tls.cert_file`, or pass --insecure on a closed network"
     )]
     Insecure {
         /// The configuration key.
@@ -30,6 +35,9 @@ pub enum NodeError {
     /// An address that is none.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
+    /// Where a service is.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The shared cache.
     #[error("`ingest.cache_redis_url`: {0}")]
     Cache(#[from] sightline_ingest::shared::TargetError),

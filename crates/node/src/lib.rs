@@ -10,6 +10,8 @@ mod error;
 mod migrate;
 mod node;
 mod roles;
+mod tls;
+mod upstreams;
 
 pub use check::check;
 pub use config::{NodeConfig, NodeSettings, registry};

@@ -9,14 +9,19 @@ use std::{
 
 use sightline_ingest::Pipeline;
 use sightline_mesh::{auth::Verifier, server::bind};
-use sightline_telemetry::{admin::Admin, dependencies::Dependencies};
+use sightline_telemetry::{
+    admin::{Admin, Page},
+    dependencies::Dependencies,
+};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use crate::{
     NodeConfig, NodeError,
     check::check_reach,
     roles::{self, Running, Shared},
+    tls::Tls,
 };
 
 /// The services of the mesh, in the order in which they start.
@@ -62,6 +67,8 @@ pub struct Node {
     admin: Option<(SocketAddr, oneshot::Sender<()>, JoinHandle<()>)>,
     running: Vec<Running>,
     pipeline: Option<Arc<Pipeline>>,
+    /// Look after keys and certificates.
+    _watches: Vec<AbortOnDropHandle<()>>,
 }
 
 /// How long a request to the admin server may hold a stop back, such as one that was sent by half.
@@ -80,8 +87,13 @@ impl Node {
         // Before anything is built: some count through handles that they get once.
         sightline_telemetry::metrics::recorder();
         let dependencies = Dependencies::default();
-        let shared =
-            Shared { verifier: Verifier::from_config(&config.auth)?, dependencies: dependencies.clone() };
+        let shared = Shared {
+            verifier: Verifier::from_config(&config.auth)?,
+            forwarded_claims: config.auth.forwarded_claims,
+            tls: Arc::new(Tls::load(&config)?),
+            dependencies: dependencies.clone(),
+            server: config.server.clone(),
+        };
         let mut roles = roles.to_vec();
         roles.sort_unstable();
         roles.dedup();
@@ -90,7 +102,10 @@ impl Node {
         let mut addresses = BTreeMap::new();
         for role in roles {
             let (setting, address) = role.listen(&config);
-            check_reach(&config, shared.verifier.is_some(), setting, address)?;
+            let is_guarded = shared.verifier.is_some() || shared.tls.is_mutual(role);
+            check_reach(&config, is_guarded, setting, address)?;
+            // Before anything is bound: a list of callers that is missing is an error of the configuration.
+            shared.tls.acceptor(role)?;
             let listener = bind(setting, address).await?;
             addresses.insert(role, listener.local_addr().unwrap_or(address));
             listeners.insert(role, listener);
@@ -101,7 +116,9 @@ impl Node {
         };
         connect_to_each_other(&mut config, &addresses);
 
-        let mut node = Self { addresses, admin: None, running: Vec::new(), pipeline: None };
+        let watches = shared.watch();
+        let mut node =
+            Self { addresses, admin: None, running: Vec::new(), pipeline: None, _watches: watches };
         for (role, listener) in listeners {
             if let Err(error) = node.start_role(role, &config, listener, &shared).await {
                 node.stop().await;
@@ -144,10 +161,14 @@ impl Node {
         let Ok(address) = listener.local_addr() else { return };
         let pipeline = self.pipeline.clone();
         let ready = Arc::new(move || pipeline.as_ref().map_or(Ok(()), |pipeline| pipeline.ready()));
+        let mesh = self.pipeline.clone().map(|pipeline| -> Page {
+            Arc::new(move || serde_json::to_string(&pipeline.mesh()).expect("numbers and texts"))
+        });
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            if let Err(error) = Admin::new(listener, ready, dependencies).run(stopped).await {
+            let admin = Admin::new(listener, ready, dependencies).with_mesh(mesh);
+            if let Err(error) = admin.run(stopped).await {
                 tracing::error!("the admin server ended: {error}");
             }
         });

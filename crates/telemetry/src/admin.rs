@@ -1,4 +1,4 @@
-//! `/metrics`, `/livez`, `/readyz` and `/healthz` over plain HTTP/1.1.
+//! `/metrics`, `/mesh`, `/livez`, `/readyz` and `/healthz` over plain HTTP/1.1.
 
 use std::{
     future::{Future, IntoFuture},
@@ -20,17 +20,28 @@ use crate::{dependencies::Dependencies, metrics};
 /// Says whether the process is ready, and what it waits for when it is not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// What is behind a page of JSON.
+pub type Page = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// The operators' HTTP server.
 pub struct Admin {
     listener: TcpListener,
     ready: Readiness,
     dependencies: Dependencies,
+    mesh: Option<Page>,
 }
 
 impl Admin {
     /// Serves on `listener`; `ready` answers `/readyz`, `dependencies` are what `/healthz` shows.
     pub fn new(listener: TcpListener, ready: Readiness, dependencies: Dependencies) -> Self {
-        Self { listener, ready, dependencies }
+        Self { listener, ready, dependencies, mesh: None }
+    }
+
+    /// Shows `page`, JSON, at `/mesh`: the services that this process calls.
+    #[must_use]
+    pub fn with_mesh(mut self, page: Option<Page>) -> Self {
+        self.mesh = page;
+        self
     }
 
     /// Serves until `stop` completes, and keeps the metrics small meanwhile.
@@ -38,7 +49,9 @@ impl Admin {
     /// # Errors
     /// What the listener says.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let mesh = self.mesh.unwrap_or_else(|| Arc::new(|| "[]".into()));
         let router = Router::new()
+            .route("/mesh", get(async move || ([(CONTENT_TYPE, "application/json")], mesh() + "\n")))
             .route("/metrics", get(|| async { metrics::render() }))
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))

@@ -9,6 +9,19 @@ const SECONDS: [f64; 14] =
     [0.00002, 0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0];
 /// Bounds of every histogram of counts, such as a batch's size.
 const COUNTS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0, 8192.0];
+/// Bounds of every histogram of bytes: powers of four from 1 KiB, gRPC's own from there on (gRFC A66).
+const BYTES: [f64; 10] = [
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+    268_435_456.0,
+];
 
 /// How often the samples of histograms are counted into their buckets. Until then each takes eight bytes, which at
 /// 100,000 samples a second is 4 MB in this time. A scrape does the same, but nobody may come to scrape.
@@ -21,6 +34,10 @@ pub fn recorder() -> &'static PrometheusHandle {
     RECORDER.get_or_init(|| {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix(".duration".into()), &SECONDS))
+            .and_then(|builder| {
+                builder.set_buckets_for_metric(Matcher::Suffix("_message_size".into()), &BYTES)
+            })
             .and_then(|builder| builder.set_buckets(&COUNTS))
             .expect("the constant lists of bounds are not empty")
             .build_recorder();

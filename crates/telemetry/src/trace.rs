@@ -161,6 +161,19 @@ pub fn ended(span: &Span, code: i32, reason: &str) {
     }
 }
 
+/// How a call that this process made ended: by the conventions for clients every code but OK is an error, except for a
+/// call that this process itself gave up (CANCELLED).
+pub fn answered(span: &Span, code: i32, reason: &str) {
+    if span.is_disabled() {
+        return;
+    }
+    span.set_attribute("rpc.grpc.status_code", i64::from(code));
+    if code > 1 {
+        span.set_attribute("error.type", reason.to_owned());
+        span.set_status(Status::error(reason.to_owned()));
+    }
+}
+
 /// The first span of something here: `root_span!(parent, "ingest.frame", otel.kind = "server", …)`. Without a parent it
 /// begins a trace, and `telemetry.otlp_sample` decides whether it is kept.
 #[macro_export]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use sightline_config::ByteSize;
+use sightline_mesh::stream::LoadMeter;
 use sightline_model::manifest::{self, Digest, Manifest};
 use sightline_proto::classifier as wire;
 use tracing::info;
@@ -27,6 +28,7 @@ pub(crate) struct Served {
     digest: Digest,
     executors: usize,
     max_batch: usize,
+    meter: LoadMeter,
 }
 
 impl Served {
@@ -37,6 +39,11 @@ impl Served {
 
     pub(crate) fn queue(&self) -> &Queue {
         &self.plan.queue
+    }
+
+    /// Full when every executor has a whole batch.
+    pub(crate) fn meter(&self) -> &LoadMeter {
+        &self.meter
     }
 
     /// The encoding and the number of bytes of one input.
@@ -76,7 +83,8 @@ impl Registry {
             let (threads, max_batch) = executor::start(&plan, executors, config.max_batch)?;
             info!(model = plan.name, executors, max_batch, device = registry.device, "model ready");
             registry.threads.lock().expect("no holder panics").extend(threads);
-            registry.models.push(Served { plan, digest, executors, max_batch });
+            let meter = LoadMeter::new(executors * max_batch);
+            registry.models.push(Served { plan, digest, executors, max_batch, meter });
         }
         Ok(registry)
     }

@@ -1,14 +1,18 @@
 //! The protocol: credits, tensors into queues, answers back. Converts and calls; decides nothing.
 
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use sightline_config::HumanDuration;
-use sightline_mesh::{Deadline, RpcError, server::Lifecycle};
-use sightline_proto::classifier::{self as wire, classifier_service_server::ClassifierService};
-use tokio::sync::mpsc;
+use sightline_mesh::{Deadline, RpcError, server::Lifecycle, stream::StreamDrain};
+use sightline_proto::{
+    classifier::{self as wire, classifier_service_server::ClassifierService},
+    stream::Load,
+};
+use tokio::{sync::mpsc, time::sleep_until};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, instrument};
 
@@ -59,10 +63,11 @@ impl ClassifierService for Service {
         // no place, and its stream then waits for its own reader.
         let (answers, receiver) = mpsc::channel(self.credits + 2);
         let granted = wire::Credits { granted: self.credits as u32 };
+        let drain = StreamDrain::new(self.lifecycle.clone(), request.extensions());
         answers.try_send(Ok(message(wire::infer_response::Message::Credits(granted)))).ok();
         let unanswered = Unanswered::default();
         let stream = Inflight { service: self.clone(), answers, unanswered: unanswered.clone() };
-        tokio::spawn(stream.serve(request.into_inner()));
+        tokio::spawn(stream.serve(request.into_inner(), drain));
         Ok(Response::new(Answers::new(receiver, unanswered)))
     }
 
@@ -86,22 +91,24 @@ struct Inflight {
 }
 
 impl Inflight {
-    /// Reads until the client closes its side or is gone. Answers come after that, from the executors.
-    async fn serve(self, mut inbound: Streaming<wire::InferRequest>) {
-        let lifecycle = self.service.lifecycle.clone();
-        let mut draining = false;
+    /// Reads until the client closes its side or is gone, or its time to leave is over. Answers come after that, from the
+    /// executors.
+    async fn serve(self, mut inbound: Streaming<wire::InferRequest>, drain: StreamDrain) {
+        let mut drained = pin!(drain.drained());
+        let (mut draining, mut until) = (false, tokio::time::Instant::now());
         loop {
             let next = tokio::select! {
                 // Whoever is gone is noticed before what it sent last.
                 biased;
                 () = self.answers.closed() => return,
-                () = lifecycle.draining(), if !draining => {
-                    draining = true;
+                () = &mut drained, if !draining => {
+                    (draining, until) = (true, tokio::time::Instant::now() + self.service.drain_timeout.0);
                     let notice = wire::DrainNotice { grace: self.service.drain_timeout.0.try_into().ok() };
                     self.send(wire::infer_response::Message::Drain(notice)).await;
                     // The client ends its side when it has its answers; what crossed the notice is still served.
                     continue;
                 }
+                () = sleep_until(until), if draining => return,
                 next = inbound.message() => next,
             };
             match next {
@@ -120,19 +127,20 @@ impl Inflight {
         match request.message {
             Some(wire::infer_request::Message::Tensor(tensor)) => {
                 let id = tensor.id;
-                if let Err(error) = self.enqueue(tensor).await {
-                    self.send(refusal(id, error)).await;
+                if let Err((error, load)) = self.enqueue(tensor).await {
+                    self.send(refusal(id, error, load)).await;
                 }
             }
             Some(wire::infer_request::Message::Cancel(cancel)) => self.unanswered.cancel(cancel.id),
-            None => self.send(refusal(0, ClassifierError::EmptyMessage)).await,
+            None => self.send(refusal(0, ClassifierError::EmptyMessage, None)).await,
         }
     }
 
-    /// Queues a tensor together with a place for its answer.
-    async fn enqueue(&self, tensor: wire::Tensor) -> Result<(), ClassifierError> {
-        let served = self.service.registry.find(&tensor.model)?;
-        check(served, &tensor)?;
+    /// Queues a tensor together with a place for its answer. An error comes with the load of the model, if that is known.
+    async fn enqueue(&self, tensor: wire::Tensor) -> Result<(), (ClassifierError, Option<Load>)> {
+        let served = self.service.registry.find(&tensor.model).map_err(|error| (error, None))?;
+        let load = || Some(served.meter().load(Duration::ZERO));
+        check(served, &tensor).map_err(|error| (error, load()))?;
         let longest = self.service.max_timeout.0;
         // A time that is negative is over already.
         let asked = tensor.timeout.map_or(longest, |timeout| timeout.try_into().unwrap_or(Duration::ZERO));
@@ -140,13 +148,13 @@ impl Inflight {
         let since = Instant::now();
         let Ok(place) = self.answers.clone().reserve_owned().await else { return Ok(()) };
         let (id, model) = (tensor.id, served.name().to_owned());
-        let cancelled = self.unanswered.admit(id).ok_or(ClassifierError::IdReused(id))?;
+        let cancelled = self.unanswered.admit(id).ok_or_else(|| (ClassifierError::IdReused(id), load()))?;
         if self.answers.is_closed() {
             cancelled.store(true, Ordering::Relaxed);
         }
         let unanswered = self.unanswered.clone();
         let traced = Traced::begin(&tensor.traceparent, &model);
-        let span = traced.span();
+        let (span, working) = (traced.span(), served.meter().begin());
         let entry = Entry {
             pixels: tensor.pixels,
             deadline,
@@ -158,12 +166,13 @@ impl Inflight {
                 let answer = match outcome {
                     Ok(done) => {
                         traces::answered(&span, None);
-                        result(id, model, done)
+                        let load = working.load(done.queued);
+                        result(id, model, done, load)
                     }
                     Err(error) => {
                         let error = RpcError::from(error);
                         traces::answered(&span, Some(&error));
-                        refusal(id, error)
+                        refusal(id, error, Some(working.load(since.elapsed())))
                     }
                 };
                 place.send(Ok(message(answer)));
@@ -193,7 +202,7 @@ fn check(served: &Served, tensor: &wire::Tensor) -> Result<(), ClassifierError> 
     Ok(())
 }
 
-fn result(id: u64, model: String, done: Done) -> wire::infer_response::Message {
+fn result(id: u64, model: String, done: Done, load: Load) -> wire::infer_response::Message {
     wire::infer_response::Message::Result(wire::InferResult {
         id,
         scores: done.scores,
@@ -201,11 +210,12 @@ fn result(id: u64, model: String, done: Done) -> wire::infer_response::Message {
         queue: done.queued.try_into().ok(),
         inference: done.inference.try_into().ok(),
         batch_size: done.batch_size as u32,
+        load: Some(load),
     })
 }
 
-fn refusal(id: u64, error: impl Into<RpcError>) -> wire::infer_response::Message {
+fn refusal(id: u64, error: impl Into<RpcError>, load: Option<Load>) -> wire::infer_response::Message {
     let error = error.into();
     events::refused(&error.reason);
-    wire::infer_response::Message::Error(wire::InferError { id, error: Some(error.into()) })
+    wire::infer_response::Message::Error(wire::InferError { id, error: Some(error.into()), load })
 }

@@ -72,8 +72,8 @@ sightline_config::settings! {
         pub cache_redis_ttl_unsafe: HumanDuration = HumanDuration::from_secs(3600),
         /// How long other replicas wait for the one that classifies an image, should it have died.
         pub cache_redis_lease: HumanDuration = HumanDuration::from_secs(2),
-        /// Streams to each classifier replica.
-        pub classifier_streams: usize = 2,
+        /// Streams to each classifier replica at most. One is always open, more only while frames wait for its credits.
+        pub classifier_streams: usize = 4,
         /// How long a frame waits for the rate limiter before `ratelimiter_away` decides.
         pub ratelimiter_timeout: HumanDuration = HumanDuration::from_millis(250),
         /// While no rate limiter can be reached frames pass ("open") or are refused ("closed").

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Lane, Message, StreamPool},
+    client::{Lane, Message, StreamPool, Transport},
     reason,
 };
 use sightline_proto::{
@@ -17,7 +17,7 @@ use sightline_proto::{
 };
 use sightline_telemetry::trace::traceparent;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{error::IngestError, models::Model};
 
@@ -32,18 +32,21 @@ impl Lane for InferLane {
 
     async fn open(
         &self,
-        channel: Channel,
+        transport: Transport,
         outbound: Request<ReceiverStream<InferRequest>>,
     ) -> Result<Response<Streaming<InferResponse>>, Status> {
-        ClassifierServiceClient::new(channel).infer(outbound).await
+        ClassifierServiceClient::new(transport).infer(outbound).await
     }
 
     fn read(&self, inbound: InferResponse) -> Result<Message<Self::Answer>, RpcError> {
         match inbound.message {
             Some(infer_response::Message::Credits(credits)) => Ok(Message::Credits(credits.granted as usize)),
-            Some(infer_response::Message::Result(result)) => Ok(Message::Answer(result.id, Ok(result))),
+            Some(infer_response::Message::Result(mut result)) => {
+                let load = result.load.take();
+                Ok(Message::of_item(result.id, Ok(result), load))
+            }
             Some(infer_response::Message::Error(error)) => {
-                Ok(Message::Answer(error.id, Err(error.error.unwrap_or_default())))
+                Ok(Message::of_item(error.id, Err(error.error.unwrap_or_default()), error.load))
             }
             Some(infer_response::Message::Drain(_)) => Ok(Message::Drain),
             None => {
@@ -52,8 +55,9 @@ impl Lane for InferLane {
         }
     }
 
-    fn initial_credits(&self) -> usize {
-        0
+    /// A classifier keeps nothing of a tensor.
+    fn repeatable(&self) -> bool {
+        true
     }
 
     fn cancel(&self, id: u64) -> Option<InferRequest> {

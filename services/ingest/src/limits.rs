@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sightline_config::HumanDuration;
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Endpoints, Lane, Message, PoolOptions, StreamPool},
+    client::{Cluster, Lane, Message, PoolOptions, PoolSnapshot, StreamPool, Transport},
     reason,
 };
 use sightline_proto::{
@@ -14,10 +14,11 @@ use sightline_proto::{
         check_stream_response::Result as Outcome, rate_limiter_service_client::RateLimiterServiceClient,
     },
     status::ItemError,
+    stream::Hello,
 };
 use sightline_telemetry::trace::traceparent;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     config::WhenAway,
@@ -26,12 +27,8 @@ use crate::{
     frame::{Caller, Frame},
 };
 
-/// Checks one stream may have unanswered.
+/// Checks that a rate limiter which knows nothing of credits may have unanswered on one stream.
 const IN_FLIGHT: usize = 256;
-
-/// How many times a check is sent: a stream that breaks may have charged already, and a second check would charge again.
-/// Then `ingest.ratelimiter_away` decides. A check that was never sent still moves to another stream.
-const ATTEMPTS: usize = 1;
 
 /// The rate limiter's `CheckStream`.
 #[derive(Debug)]
@@ -44,24 +41,34 @@ impl Lane for CheckLane {
 
     async fn open(
         &self,
-        channel: Channel,
+        transport: Transport,
         outbound: Request<ReceiverStream<CheckStreamRequest>>,
     ) -> Result<Response<Streaming<CheckStreamResponse>>, Status> {
-        RateLimiterServiceClient::new(channel).check_stream(outbound).await
+        RateLimiterServiceClient::new(transport).check_stream(outbound).await
     }
 
     fn read(&self, inbound: CheckStreamResponse) -> Result<Message<Self::Answer>, RpcError> {
         match inbound.result {
-            Some(Outcome::Response(response)) => Ok(Message::Answer(inbound.id, Ok(response))),
-            Some(Outcome::Error(error)) => Ok(Message::Answer(inbound.id, Err(error))),
+            Some(Outcome::Credits(credits)) => Ok(Message::Credits(credits.granted as usize)),
+            Some(Outcome::Drain(_)) => Ok(Message::Drain),
+            // A server that knows nothing of credits took the hello for a check.
+            Some(_) if inbound.id == 0 => Ok(Message::Credits(IN_FLIGHT)),
+            Some(Outcome::Response(response)) => Ok(Message::of_item(inbound.id, Ok(response), inbound.load)),
+            Some(Outcome::Error(error)) => Ok(Message::of_item(inbound.id, Err(error), inbound.load)),
             None => {
                 Err(RpcError::new(Code::Internal, reason::PROTOCOL, "the rate limiter sent an empty message"))
             }
         }
     }
 
-    fn initial_credits(&self) -> usize {
-        IN_FLIGHT
+    /// A stream that breaks may have charged already, and a second check would charge again: then
+    /// `ingest.ratelimiter_away` decides. A check that no rate limiter has read moves to another.
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    fn hello(&self) -> Option<CheckStreamRequest> {
+        Some(CheckStreamRequest { hello: Some(Hello {}), ..CheckStreamRequest::default() })
     }
 }
 
@@ -74,10 +81,14 @@ pub struct Limiter {
 }
 
 impl Limiter {
+    /// The rate limiters, at this moment.
+    pub fn snapshot(&self) -> PoolSnapshot {
+        self.pool.snapshot()
+    }
+
     /// Asks one of `replicas`, waiting `timeout` at most; `away` decides when there is no answer.
-    pub fn start(replicas: Endpoints, timeout: HumanDuration, away: WhenAway) -> Self {
-        let options = PoolOptions { max_attempts: ATTEMPTS, ..PoolOptions::default() };
-        Self { pool: StreamPool::start(CheckLane, replicas, options), timeout, away }
+    pub fn start(replicas: Cluster, timeout: HumanDuration, away: WhenAway) -> Self {
+        Self { pool: StreamPool::start(CheckLane, replicas, PoolOptions::default()), timeout, away }
     }
 
     /// Lets the frame pass, or says when to come again.
@@ -102,6 +113,7 @@ impl Limiter {
                 id,
                 check: Some(check.clone()),
                 traceparent: traceparent(),
+                hello: None,
             })
             .await;
         match asked {
@@ -132,9 +144,13 @@ mod tests {
         time::{Duration, SystemTime},
     };
 
-    use sightline_mesh::server::{Lifecycle, Server, bind};
-    use sightline_proto::ratelimiter::rate_limiter_service_server::{
-        RateLimiterService, RateLimiterServiceServer,
+    use sightline_mesh::{
+        client::{ClusterOptions, Fixed},
+        server::{Lifecycle, Server, bind},
+    };
+    use sightline_proto::{
+        ratelimiter::rate_limiter_service_server::{RateLimiterService, RateLimiterServiceServer},
+        stream::Credits,
     };
     use tokio_stream::Stream;
     use tonic::service::Routes;
@@ -163,7 +179,19 @@ mod tests {
             let (answers, receiver) = tokio::sync::mpsc::channel(1);
             let charged = Arc::clone(&self.charged);
             tokio::spawn(async move {
-                if request.into_inner().message().await.is_ok_and(|check| check.is_some()) {
+                let mut checks = request.into_inner();
+                assert!(
+                    checks
+                        .message()
+                        .await
+                        .is_ok_and(|first| first.is_some_and(|first| first.hello.is_some()))
+                );
+                let granted = Some(Outcome::Credits(Credits { granted: 8 }));
+                answers
+                    .send(Ok(CheckStreamResponse { result: granted, ..CheckStreamResponse::default() }))
+                    .await
+                    .ok();
+                if checks.message().await.is_ok_and(|check| check.is_some()) {
                     charged.fetch_add(1, Ordering::SeqCst);
                 }
                 answers.send(Err(Status::unavailable("broken in a test"))).await.ok();
@@ -186,7 +214,8 @@ mod tests {
             drain_timeout: Duration::from_millis(100),
         };
         tokio::spawn(server.run(Lifecycle::default()));
-        let replicas = Endpoints::new("ratelimiter", &[uri], &HashMap::new()).unwrap();
+        let fixed = Fixed::from_uris("ratelimiter", &[uri]).unwrap();
+        let replicas = Cluster::start(ClusterOptions::new("ratelimiter", fixed));
         let limiter = Limiter::start(replicas, HumanDuration::from_secs(20), WhenAway::Closed);
         let frame = Frame {
             id: Uuid::now_v7(),

@@ -6,7 +6,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use sightline_mesh::{Deadline, RpcError, client::Endpoints};
+use sightline_mesh::{
+    Deadline, RpcError,
+    client::{Cluster, Outcome, Pick},
+};
 use sightline_proto::classifier::{
     InputSpec, ListModelsRequest, Model as Wire, classifier_service_client::ClassifierServiceClient,
 };
@@ -93,9 +96,9 @@ impl Directory {
     }
 
     /// Asks the classifiers for their models, for ever.
-    pub async fn keep_fresh(&self, endpoints: &Endpoints) {
+    pub async fn keep_fresh(&self, classifier: &Cluster) {
         loop {
-            let listed = list(endpoints).await;
+            let listed = list(classifier).await;
             let pause = if listed.is_ok() || !self.is_empty() { REFRESH } else { RETRY };
             self.note(listed);
             tokio::time::sleep(pause).await;
@@ -137,28 +140,39 @@ fn explain(error: &RpcError) -> String {
     format!("{} ({}){hint}", error.message, error.reason)
 }
 
-async fn list(endpoints: &Endpoints) -> Result<Vec<Arc<Model>>, RpcError> {
-    let mut last = RpcError::unavailable("no classifier is configured");
-    for (_, channel) in endpoints.channels() {
-        let mut client = ClassifierServiceClient::new(channel);
-        let call = client.list_models(endpoints.request(ListModelsRequest {}));
-        match Deadline::after(TIMEOUT).bound("listing models", call).await {
+/// Asks one replica, and when it does not answer another, as often as there are replicas.
+async fn list(classifier: &Cluster) -> Result<Vec<Arc<Model>>, RpcError> {
+    let deadline = Deadline::after(TIMEOUT);
+    let mut tried = Vec::new();
+    loop {
+        let picked = classifier.pick(Pick { avoid: &tried, ..Pick::until(deadline) }).await?;
+        let id = picked.endpoint().id();
+        let Some(transport) = picked.transport() else { continue };
+        let mut client = ClassifierServiceClient::new(transport);
+        let call = client.list_models(classifier.request(ListModelsRequest {}));
+        let error = match deadline.bound("listing models", call).await {
             Ok(Ok(response)) => {
+                picked.done(Outcome::Success);
                 let models = response.into_inner().models;
                 return Ok(models.into_iter().filter_map(Model::read).map(Arc::new).collect());
             }
-            Ok(Err(status)) => last = RpcError::from_status(&status),
-            Err(error) => last = error,
+            Ok(Err(status)) => RpcError::from_status(&status),
+            Err(error) => error,
+        };
+        picked.done(Outcome::Failure(error.code));
+        tried.push(id);
+        if tried.len() >= classifier.endpoints().borrow().len() || deadline.passed() {
+            return Err(error);
         }
     }
-    Err(last)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
-    use sightline_mesh::server::{Lifecycle, Server, bind};
+    use sightline_mesh::{
+        client::{ClusterOptions, Fixed},
+        server::{Lifecycle, Server, bind},
+    };
     use tonic::service::Routes;
 
     use super::*;
@@ -178,8 +192,9 @@ mod tests {
         tokio::spawn(server.run(Lifecycle::default()));
         let directory = Directory::default();
         assert_eq!(directory.problem(), None);
-        let endpoints = Endpoints::new("classifier", &[uri], &HashMap::new()).unwrap();
-        let asking = directory.keep_fresh(&endpoints);
+        let fixed = Fixed::from_uris("classifier", &[uri]).unwrap();
+        let classifier = Cluster::start(ClusterOptions::new("classifier", fixed));
+        let asking = directory.keep_fresh(&classifier);
         let noted = async {
             while directory.problem().is_none() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -7,7 +7,7 @@ use std::{
 
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Endpoints, PoolOptions, StreamPool},
+    client::{Cluster, PoolOptions, PoolSnapshot, StreamPool},
 };
 use sightline_proto::verdict::{Level, Score, Timings, Verdict, VerdictSource};
 use sightline_telemetry::{child_span, trace};
@@ -38,11 +38,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Upstreams {
     /// Replicas of the classifier.
-    pub classifier: Endpoints,
+    pub classifier: Cluster,
     /// Replicas of the rate limiter.
-    pub ratelimiter: Endpoints,
+    pub ratelimiter: Cluster,
     /// Replicas of the statistics.
-    pub stats: Endpoints,
+    pub stats: Cluster,
     /// Verdicts that all replicas share, if they do.
     pub shared: Option<Shared>,
     /// Where events wait while the statistics are away; `None`: in memory only.
@@ -56,6 +56,7 @@ pub struct Pipeline {
     models: Arc<Directory>,
     cache: Cache,
     classifier: StreamPool<InferLane>,
+    stats: StreamPool<RecordLane>,
     decoders: Decoders,
     bytes_in_flight: Arc<Semaphore>,
     policy: Policy,
@@ -86,12 +87,12 @@ impl Pipeline {
         let options = PoolOptions::default();
         let models = Arc::new(Directory::default());
         let refresh = {
-            let (models, endpoints) = (Arc::clone(&models), upstreams.classifier.clone());
-            tokio::spawn(async move { models.keep_fresh(&endpoints).await })
+            let (models, classifier) = (Arc::clone(&models), upstreams.classifier.clone());
+            tokio::spawn(async move { models.keep_fresh(&classifier).await })
         };
-        let classifier_options = PoolOptions { streams_per_endpoint: config.classifier_streams, ..options };
+        let classifier_options = PoolOptions { max_streams: config.classifier_streams, ..options };
         let stats = StreamPool::start(RecordLane, upstreams.stats, options);
-        let recorder = Recorder::start(config, stats, upstreams.spool);
+        let recorder = Recorder::start(config, stats.clone(), upstreams.spool);
         let bytes_in_flight = config.max_bytes_in_flight.bytes().min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             limiter: Limiter::start(
@@ -102,6 +103,7 @@ impl Pipeline {
             models,
             cache: Cache::new(config.cache_entries, config.cache_ttl.0, upstreams.shared),
             classifier: StreamPool::start(InferLane, upstreams.classifier, classifier_options),
+            stats,
             decoders: Decoders::new(config.decoders),
             bytes_in_flight: Arc::new(Semaphore::new(bytes_in_flight)),
             policy: Policy::new(policy),
@@ -117,6 +119,11 @@ impl Pipeline {
     /// The settings it was built with.
     pub fn config(&self) -> &IngestConfig {
         &self.config
+    }
+
+    /// The services that it calls, at this moment.
+    pub fn mesh(&self) -> [PoolSnapshot; 3] {
+        [self.classifier.snapshot(), self.limiter.snapshot(), self.stats.snapshot()]
     }
 
     /// Whether a frame could be classified now, or what is waited for.

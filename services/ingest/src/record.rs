@@ -10,7 +10,7 @@ use std::{
 
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Lane, Message, StreamPool},
+    client::{Lane, Message, StreamPool, Transport},
     reason,
 };
 use sightline_proto::{
@@ -19,13 +19,14 @@ use sightline_proto::{
         stats_service_client::StatsServiceClient,
     },
     status::ItemError,
+    stream::Hello,
     verdict::{Level, VerdictSource},
 };
 use sightline_telemetry::trace::traceparent;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{error, warn};
 
 use crate::{
@@ -65,24 +66,33 @@ impl Lane for RecordLane {
 
     async fn open(
         &self,
-        channel: Channel,
+        transport: Transport,
         outbound: Request<ReceiverStream<RecordRequest>>,
     ) -> Result<Response<Streaming<RecordResponse>>, Status> {
-        StatsServiceClient::new(channel).record(outbound).await
+        StatsServiceClient::new(transport).record(outbound).await
     }
 
     fn read(&self, inbound: RecordResponse) -> Result<Message<Self::Answer>, RpcError> {
         match inbound.result {
-            Some(Outcome::Acknowledged(done)) => Ok(Message::Answer(inbound.id, Ok(done))),
-            Some(Outcome::Error(error)) => Ok(Message::Answer(inbound.id, Err(error))),
+            Some(Outcome::Credits(credits)) => Ok(Message::Credits(credits.granted as usize)),
+            Some(Outcome::Drain(_)) => Ok(Message::Drain),
+            // A server that knows nothing of credits took the hello for a batch.
+            Some(_) if inbound.id == 0 => Ok(Message::Credits(BATCHES_IN_FLIGHT)),
+            Some(Outcome::Acknowledged(done)) => Ok(Message::of_item(inbound.id, Ok(done), inbound.load)),
+            Some(Outcome::Error(error)) => Ok(Message::of_item(inbound.id, Err(error), inbound.load)),
             None => {
                 Err(RpcError::new(Code::Internal, reason::PROTOCOL, "the statistics sent an empty message"))
             }
         }
     }
 
-    fn initial_credits(&self) -> usize {
-        BATCHES_IN_FLIGHT
+    /// The statistics know an event by its id.
+    fn repeatable(&self) -> bool {
+        true
+    }
+
+    fn hello(&self) -> Option<RecordRequest> {
+        Some(RecordRequest { hello: Some(Hello {}), ..RecordRequest::default() })
     }
 }
 
@@ -185,7 +195,7 @@ impl Deliver for StreamPool<RecordLane> {
 async fn deliver(pool: &StreamPool<RecordLane>, batch: Vec<Event>) {
     let mut parts = vec![batch];
     while let Some(part) = parts.pop() {
-        let build = |id| RecordRequest { id, events: part.clone() };
+        let build = |id| RecordRequest { id, events: part.clone(), hello: None };
         let refused = match pool.call(Deadline::after(TIMEOUT), build).await {
             Ok(Ok(_)) => {
                 events::recorded(part.len());

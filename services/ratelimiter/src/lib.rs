@@ -26,6 +26,7 @@ pub mod gcra;
 pub mod rules;
 pub mod service;
 pub mod store;
+mod stream;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,6 +52,7 @@ use crate::{
         memory::MemoryStore,
         redis::{Clock, RedisStore, Settings},
     },
+    stream::Limits,
 };
 
 /// The largest message of a gateway: 64 descriptors of 16 entries would be 2 MB of 4-byte characters, but a proxy's header
@@ -117,7 +119,8 @@ pub fn build(config: &RateLimiterConfig, deps: Deps) -> Result<RateLimiter, Buil
             AnyStore::Redis(RedisStore::new(link, settings(config), memory, Clock::real()))
         }
     });
-    let service = Service::new(Arc::clone(&rules), Arc::clone(&store), deps.lifecycle, config.max_in_flight);
+    let limits = Limits { in_flight: config.max_in_flight, grace: config.drain_timeout.0 };
+    let service = Service::new(Arc::clone(&rules), Arc::clone(&store), deps.lifecycle, limits);
     Ok(RateLimiter { rules, store, service })
 }
 

@@ -2,8 +2,12 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{Stream, StreamExt};
-use sightline_mesh::{Deadline, RpcError, server::Lifecycle};
+use futures_util::Stream;
+use sightline_mesh::{
+    Deadline, RpcError,
+    server::Lifecycle,
+    stream::{LoadMeter, StreamDrain},
+};
 use sightline_proto::ratelimiter::{
     CheckRequest, CheckResponse, CheckStreamRequest, CheckStreamResponse, RuleStatus, WhenAway as Away,
     check_stream_response::Result as Answer,
@@ -19,6 +23,7 @@ use crate::{
     events::{Checked, Events},
     rules::{RuleSet, WhenAway},
     store::{Check, Decision, Store},
+    stream::{self, Limits},
 };
 
 /// Keys of one check.
@@ -44,18 +49,12 @@ pub(crate) fn is_key_name(key: &str) -> bool {
 pub(crate) struct Service<S> {
     decider: Arc<Decider<S>>,
     lifecycle: Lifecycle,
-    max_in_flight: usize,
+    limits: Limits,
 }
 
 impl<S: Store> Service<S> {
-    pub(crate) fn new(
-        rules: Arc<RuleSet>,
-        store: Arc<S>,
-        lifecycle: Lifecycle,
-        max_in_flight: usize,
-    ) -> Self {
-        let events = Events::new(&rules);
-        Self { decider: Arc::new(Decider { rules, store, events }), lifecycle, max_in_flight }
+    pub(crate) fn new(rules: Arc<RuleSet>, store: Arc<S>, lifecycle: Lifecycle, limits: Limits) -> Self {
+        Self { decider: Arc::new(Decider::new(rules, store, limits.in_flight)), lifecycle, limits }
     }
 }
 
@@ -71,48 +70,36 @@ impl<S: Store> RateLimiterService for Service<S> {
 
     type CheckStreamStream = Pin<Box<dyn Stream<Item = Result<CheckStreamResponse, Status>> + Send>>;
 
-    /// Answers in the order of the questions. The next is read only when there is room for its answer, so a caller
-    /// that does not read is held back by HTTP/2's flow control. On drain nothing more is read, what was read is
-    /// answered, and the stream ends well; what was not read was not charged.
+    /// Answers in the order of the questions. On drain what was read is answered, and what was not read or is refused was
+    /// not charged.
     #[instrument(name = "ratelimiter.check_stream", skip_all)]
     async fn check_stream(
         &self,
         request: Request<Streaming<CheckStreamRequest>>,
     ) -> Result<Response<Self::CheckStreamStream>, Status> {
-        let lifecycle = self.lifecycle.clone();
-        let questions = request.into_inner().take_until(async move { lifecycle.draining().await });
-        let answers = answers(Arc::clone(&self.decider), questions, self.max_in_flight);
+        let drain = StreamDrain::new(self.lifecycle.clone(), request.extensions());
+        let drained = async move { drain.drained().await };
+        let answers = stream::answers(Arc::clone(&self.decider), request.into_inner(), drained, self.limits);
         Ok(Response::new(Box::pin(answers)))
     }
 }
 
-/// Decides up to `max_in_flight` checks at a time and answers in order.
-fn answers<S: Store>(
-    decider: Arc<Decider<S>>,
-    questions: impl Stream<Item = Result<CheckStreamRequest, Status>> + Send + 'static,
-    max_in_flight: usize,
-) -> impl Stream<Item = Result<CheckStreamResponse, Status>> + Send + 'static {
-    questions
-        // A store in memory never waits: without this a long stream would keep its thread from other callers.
-        .then(|message| async {
-            tokio::task::coop::consume_budget().await;
-            message
-        })
-        .map(move |message| {
-            let decider = Arc::clone(&decider);
-            async move { Ok(decider.answer(message?).await) }
-        })
-        .buffered(max_in_flight)
-}
-
-struct Decider<S> {
+/// Decides checks, and knows how many it is deciding.
+pub(crate) struct Decider<S> {
     rules: Arc<RuleSet>,
     store: Arc<S>,
     events: Events,
+    meter: LoadMeter,
 }
 
 impl<S: Store> Decider<S> {
-    async fn answer(&self, message: CheckStreamRequest) -> CheckStreamResponse {
+    /// Full with `capacity` checks undecided.
+    pub(crate) fn new(rules: Arc<RuleSet>, store: Arc<S>, capacity: usize) -> Self {
+        let events = Events::new(&rules);
+        Self { rules, store, events, meter: LoadMeter::new(capacity) }
+    }
+
+    pub(crate) async fn answer(&self, message: CheckStreamRequest) -> CheckStreamResponse {
         let span = sightline_telemetry::continued_span!(
             Parent::read(&message.traceparent),
             "ratelimiter.check",
@@ -121,6 +108,7 @@ impl<S: Store> Decider<S> {
             rpc.service = SERVICE_NAME,
             rpc.method = "CheckStream",
         );
+        let (working, since) = (self.meter.begin(), Instant::now());
         let decided = match &message.check {
             Some(check) => self.decide(check).instrument(span.clone()).await,
             None => {
@@ -139,7 +127,9 @@ impl<S: Store> Decider<S> {
                 Answer::Error(error.into())
             }
         };
-        CheckStreamResponse { id: message.id, result: Some(result) }
+        // A check does nothing but wait for its turn at the store.
+        let load = Some(working.load(since.elapsed()));
+        CheckStreamResponse { id: message.id, result: Some(result), load }
     }
 
     async fn decide(&self, request: &CheckRequest) -> Result<CheckResponse, CheckError> {
@@ -229,7 +219,7 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
-    use crate::store::{StoreError, memory::MemoryStore};
+    use crate::store::memory::MemoryStore;
 
     fn service() -> Service<MemoryStore> {
         over(MemoryStore::new(10_000))
@@ -237,37 +227,8 @@ mod tests {
 
     fn over<S: Store>(store: S) -> Service<S> {
         let rules = Arc::new(RuleSet::load("production").unwrap());
-        Service::new(rules, Arc::new(store), Lifecycle::default(), 8)
-    }
-
-    /// A store over a network: each check takes as many milliseconds as it has hits.
-    struct Slow;
-
-    impl Store for Slow {
-        async fn check(&self, check: &Check<'_>) -> Result<Decision, StoreError> {
-            let hits = check.counters[0].hits;
-            tokio::time::sleep(Duration::from_millis(hits.into())).await;
-            Ok(Decision::unlimited())
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_store_decides_many_at_a_time_and_is_answered_in_order() {
-        let question = |id| {
-            let keys = HashMap::from([("user".to_owned(), "u".to_owned())]);
-            let hits = 100 - u32::try_from(id).unwrap();
-            let check = CheckRequest { hits, keys, ..CheckRequest::default() };
-            Ok(CheckStreamRequest { id, check: Some(check), ..CheckStreamRequest::default() })
-        };
-        let questions = futures_util::stream::iter((0..16).map(question));
-        let start = Instant::now();
-        let answers: Vec<_> = answers(over(Slow).decider, questions, 8).collect().await;
-        assert!(answers.iter().map(|answer| answer.as_ref().unwrap().id).eq(0..16));
-        let took = start.elapsed();
-        assert!(
-            (184..200).contains(&took.as_millis()),
-            "two rounds of eight, not sixteen in a row: {took:?}"
-        );
+        let limits = Limits { in_flight: 8, grace: Duration::from_secs(10) };
+        Service::new(rules, Arc::new(store), Lifecycle::default(), limits)
     }
 
     fn request(key: &str, value: &str) -> Request<CheckRequest> {

@@ -15,11 +15,7 @@ use sightline_proto::ratelimiter::{
 use sightline_ratelimiter::{Deps, RateLimiter, RateLimiterConfig, build};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{
-    Code,
-    service::{Routes, interceptor::InterceptedService},
-    transport::Channel,
-};
+use tonic::{Code, service::Routes, transport::Channel};
 
 const RULES: &str = r#"
 [[rule]]
@@ -43,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Running {
     client: RateLimiterServiceClient<Channel>,
     lifecycle: Lifecycle,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: JoinHandle<Result<(), sightline_mesh::server::ServeError>>,
 }
 
 /// Starts the rate limiter as the node does.
@@ -57,7 +53,7 @@ async fn start() -> Running {
     let listener = sightline_mesh::server::bind("ratelimiter.listen", "127.0.0.1:0".parse().unwrap());
     let listener = listener.await.unwrap();
     let address = listener.local_addr().unwrap();
-    let guarded = InterceptedService::new(limiter.into_service(), Guard::new(None, "service"));
+    let guarded = Guard::new(None, "service").protect(limiter.into_service());
     let server = Server {
         name: "ratelimiter",
         listener,
@@ -143,6 +139,7 @@ async fn a_bad_item_gets_an_error_and_the_stream_goes_on() {
     let reason = |answer: &Answer| match answer {
         Answer::Error(error) => (error.code, error.reason.clone()),
         Answer::Response(response) => (0, response.allowed.to_string()),
+        other => panic!("nobody said hello: {other:?}"),
     };
     let reasons: Vec<_> = answers.iter().map(|(id, answer)| (*id, reason(answer))).collect();
     let invalid = Code::InvalidArgument as i32;

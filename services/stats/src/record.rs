@@ -1,16 +1,28 @@
-//! One `Record` stream: several batches in flight, each answered when it is committed.
+//! One `Record` stream (`proto/sightline/stream/v1`): several batches in flight, each answered when it is committed.
 
 use std::{
     future::Future,
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
-use sightline_mesh::{Deadline, RpcError, auth::Claims, reason, server::Lifecycle};
-use sightline_proto::stats::{Acknowledged, RecordRequest, RecordResponse, record_response};
+use futures_util::{
+    Stream, StreamExt,
+    future::{Either, Ready, ready},
+    stream::FuturesUnordered,
+};
+use sightline_mesh::{
+    Deadline, RpcError,
+    auth::Claims,
+    stream::{LoadMeter, StreamDrain, draining},
+};
+use sightline_proto::{
+    stats::{Acknowledged, RecordRequest, RecordResponse, record_response},
+    stream::{Credits, Drain},
+};
 use tokio::{sync::mpsc, time::Instant};
-use tonic::{Code, Status};
+use tonic::Status;
 use tracing::{Instrument, debug};
 
 use crate::{
@@ -28,14 +40,15 @@ pub(crate) struct Recorder {
     pub intake: Intake,
     pub max_in_flight: usize,
     pub drain_timeout: Duration,
-    pub lifecycle: Lifecycle,
+    pub drain: StreamDrain,
+    pub meter: LoadMeter,
 }
 
 type Answers = mpsc::Sender<Result<RecordResponse, Status>>;
 
 impl Recorder {
-    /// Reads batches until the caller ends, its stream breaks, the deadline passes or the service drains; answers all
-    /// it read. A reader that takes no answers holds this up to the deadline, or through a drain, and no longer.
+    /// Reads batches until the caller ends, its stream breaks, the deadline passes or the stream drains; answers all
+    /// it read. A caller that said hello is told of the drain, and what it sends after that is refused. A reader that takes no answers holds this up to the deadline, or through a drain, and no longer.
     pub(crate) async fn run(
         self,
         inbound: impl Stream<Item = Result<RecordRequest, Status>> + Unpin,
@@ -61,7 +74,8 @@ impl Recorder {
         let mut in_flight = FuturesUnordered::new();
         // The answer that waits for a place among the answers; meanwhile the other arms still run.
         let mut answer = None;
-        let (mut reading, mut draining) = (true, false);
+        let mut drained = pin!(self.drain.drained());
+        let (mut reading, mut hello, mut told_to_go) = (true, false, false);
         let (mut until, mut late) = (deadline.instant(), RpcError::deadline("recording"));
         let mut end = Ok(());
         while reading || answer.is_some() || !in_flight.is_empty() {
@@ -74,17 +88,33 @@ impl Recorder {
                     _ => return Ok(()),
                 },
                 Some(next) = in_flight.next(), if answer.is_none() => answer = Some(next),
-                // What is not yet answered may be stored; sent again, it counts once.
-                () = tokio::time::sleep_until(until) => return Err(late.into()),
-                () = self.lifecycle.draining(), if !draining => {
-                    (reading, draining) = (false, true);
+                () = tokio::time::sleep_until(until) => match told_to_go && answer.is_none() && in_flight.is_empty() {
+                    // The caller does not close its side. It was refused all that it sent since.
+                    true => return Ok(()),
+                    // What is not yet answered may be stored; sent again, it counts once.
+                    false => return Err(late.into()),
+                },
+                () = &mut drained, if !told_to_go => {
+                    (reading, told_to_go) = (hello, true);
+                    if hello {
+                        let grace = self.drain_timeout.try_into().ok();
+                        in_flight.push(notice(0, record_response::Result::Drain(Drain { grace })));
+                    }
                     let drained = Instant::now() + self.drain_timeout;
                     if drained < until {
-                        (until, late) = (drained, stopping());
+                        (until, late) = (drained, draining());
                     }
                 }
                 batch = inbound.next(), if reading && in_flight.len() < self.max_in_flight => match batch {
-                    Some(Ok(batch)) => in_flight.push(self.record(batch, claims.clone())),
+                    Some(Ok(batch)) if batch.hello.is_some() => {
+                        hello = true;
+                        let granted = self.max_in_flight as u32;
+                        in_flight.push(notice(0, record_response::Result::Credits(Credits { granted })));
+                    }
+                    Some(Ok(batch)) if told_to_go => {
+                        in_flight.push(notice(batch.id, record_response::Result::Error(draining().into())));
+                    }
+                    Some(Ok(batch)) => in_flight.push(Either::Left(self.record(batch, claims.clone()))),
                     Some(Err(status)) => {
                         debug!(%status, "a record stream broke");
                         (reading, end) = (false, Err(RpcError::from_inbound(&status).into()));
@@ -102,8 +132,9 @@ impl Recorder {
         claims: Option<Claims>,
     ) -> impl Future<Output = RecordResponse> + Send + use<> {
         let (store, intake) = (Arc::clone(&self.store), self.intake.clone());
+        let (working, since) = (self.meter.begin(), Instant::now());
         async move {
-            let RecordRequest { id, events } = batch;
+            let RecordRequest { id, events, .. } = batch;
             let traced = Traced::begin(&events);
             let recorded = match intake.check(events, claims.as_ref(), SystemTime::now()) {
                 Ok(events) => {
@@ -123,20 +154,25 @@ impl Recorder {
                 }),
                 Err(error) => record_response::Result::Error(error.into()),
             };
-            RecordResponse { id, result: Some(result) }
+            // Nearly all of a batch's time is waiting for its turn to be committed.
+            let load = Some(working.load(since.elapsed()));
+            RecordResponse { id, result: Some(result), load }
         }
     }
 }
 
-/// Says that a batch without an answer is to be sent to another server.
-fn stopping() -> RpcError {
-    RpcError::new(Code::Unavailable, reason::DRAINING, "the server is stopping")
+/// What is not the answer of the store.
+fn notice<F>(id: u64, result: record_response::Result) -> Either<F, Ready<RecordResponse>> {
+    Either::Right(ready(RecordResponse { id, result: Some(result), load: None }))
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
+    use sightline_mesh::{reason, server::Lifecycle};
+    use sightline_proto::stream::Hello;
     use tokio::time::timeout;
+    use tokio_stream::wrappers::ReceiverStream;
 
     use super::*;
     use crate::{
@@ -168,12 +204,18 @@ mod tests {
 
     fn recorder(lifecycle: Lifecycle) -> Recorder {
         let intake = Intake::new(&StatsConfig::default());
-        Recorder { store: Arc::new(Quick), intake, max_in_flight: 4, drain_timeout: DRAIN, lifecycle }
+        let drain = StreamDrain::new(lifecycle, &tonic::Extensions::default());
+        let (store, meter) = (Arc::new(Quick), LoadMeter::new(4));
+        Recorder { store, intake, max_in_flight: 4, drain_timeout: DRAIN, drain, meter }
+    }
+
+    fn batch(id: u64) -> RecordRequest {
+        RecordRequest { id, ..RecordRequest::default() }
     }
 
     /// A caller that sends for ever.
     fn batches() -> impl Stream<Item = Result<RecordRequest, Status>> + Unpin {
-        stream::iter((1..=100).map(|id| Ok(RecordRequest { id, events: vec![] }))).chain(stream::pending())
+        stream::iter((1..=100).map(|id| Ok(batch(id)))).chain(stream::pending())
     }
 
     async fn ended(mut answers: mpsc::Receiver<Result<RecordResponse, Status>>) -> (usize, RpcError) {
@@ -214,13 +256,41 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_breaks_has_its_batches_answered_and_then_an_error() {
         let (answers, unread) = mpsc::channel(PLACES + 1);
-        let broken = stream::iter([
-            Ok(RecordRequest { id: 1, events: vec![] }),
-            Err(Status::out_of_range("20 bytes, the limit is 10 bytes")),
-        ]);
+        let broken =
+            stream::iter([Ok(batch(1)), Err(Status::out_of_range("20 bytes, the limit is 10 bytes"))]);
         let deadline = Deadline::after(Duration::from_secs(5));
         recorder(Lifecycle::default()).run(broken, None, deadline, answers).await;
         let (count, error) = ended(unread).await;
         assert_eq!((count, error.reason.as_str()), (1, reason::MESSAGE_TOO_LARGE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_hello_is_granted_credits_told_to_go_and_refused_afterwards() {
+        let ((send, batches), (answers, mut said)) = (mpsc::channel(4), mpsc::channel(4));
+        let lifecycle = Lifecycle::default();
+        let deadline = Deadline::after(Duration::from_secs(3600));
+        let inbound = ReceiverStream::new(batches).map(Ok);
+        let work = tokio::spawn(recorder(lifecycle.clone()).run(inbound, None, deadline, answers));
+        let mut answer = async || said.recv().await.map(|answer| answer.expect("no failure"));
+        send.send(RecordRequest { hello: Some(Hello {}), ..batch(0) }).await.unwrap();
+        let granted = answer().await.unwrap().result;
+        assert_eq!(granted, Some(record_response::Result::Credits(Credits { granted: 4 })));
+        send.send(batch(1)).await.unwrap();
+        let stored = answer().await.unwrap();
+        assert!(
+            matches!(stored.result, Some(record_response::Result::Acknowledged(_))) && stored.load.is_some()
+        );
+        lifecycle.drain();
+        assert!(matches!(answer().await.unwrap().result, Some(record_response::Result::Drain(_))));
+        send.send(batch(2)).await.unwrap();
+        match answer().await.unwrap() {
+            RecordResponse { id: 2, result: Some(record_response::Result::Error(error)), .. } => {
+                assert_eq!(error.reason, reason::DRAINING);
+            }
+            other => panic!("{other:?}"),
+        }
+        // It does not close its side: the grace ends the stream, and well.
+        assert_eq!(answer().await, None);
+        work.await.unwrap();
     }
 }

@@ -2,13 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sightline_mesh::{Deadline, RpcError, auth::Claims, reason, server::Lifecycle};
+use sightline_mesh::{
+    Deadline, RpcError,
+    auth::Claims,
+    server::Lifecycle,
+    stream::{LoadMeter, StreamDrain, draining},
+};
 use sightline_proto::stats::{
     QueryRequest, QueryResponse, RecordRequest, RecordResponse, stats_service_server::StatsService,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span, instrument};
 
 use crate::{
@@ -29,6 +34,7 @@ pub struct Service {
     query_timeout: Duration,
     drain_timeout: Duration,
     lifecycle: Lifecycle,
+    meter: LoadMeter,
 }
 
 impl Service {
@@ -41,6 +47,7 @@ impl Service {
             query_timeout: config.query_timeout.0,
             drain_timeout: config.drain_timeout.0,
             lifecycle,
+            meter: LoadMeter::new(config.max_in_flight_batches),
         }
     }
 }
@@ -55,7 +62,7 @@ impl StatsService for Service {
         request: Request<Streaming<RecordRequest>>,
     ) -> Result<Response<Self::RecordStream>, Status> {
         if self.lifecycle.is_draining() {
-            return Err(RpcError::new(Code::Unavailable, reason::DRAINING, "the server is stopping").into());
+            return Err(draining().into());
         }
         let deadline = Deadline::from_metadata(request.metadata(), LONGEST_STREAM);
         let claims = request.extensions().get::<Claims>().cloned();
@@ -64,7 +71,8 @@ impl StatsService for Service {
             intake: self.intake.clone(),
             max_in_flight: self.max_in_flight,
             drain_timeout: self.drain_timeout,
-            lifecycle: self.lifecycle.clone(),
+            drain: StreamDrain::new(self.lifecycle.clone(), request.extensions()),
+            meter: self.meter.clone(),
         };
         let (answers, outbound) = mpsc::channel(ANSWERS);
         let work = recorder.run(request.into_inner(), claims, deadline, answers);

@@ -95,7 +95,7 @@ async fn record(client: &mut StatsServiceClient<Channel>) -> Stream {
 impl Stream {
     /// Sends one batch and waits for its answer.
     async fn ask(&mut self, id: u64, events: Vec<Event>) -> Result<(u32, u32), RpcError> {
-        self.requests.send(RecordRequest { id, events }).await.unwrap();
+        self.requests.send(RecordRequest { id, events, hello: None }).await.unwrap();
         let answer = self.answers.next().await.unwrap().unwrap();
         assert_eq!(answer.id, id);
         outcome(answer)
@@ -106,6 +106,7 @@ fn outcome(answer: RecordResponse) -> Result<(u32, u32), RpcError> {
     match answer.result.unwrap() {
         Outcome::Acknowledged(acknowledged) => Ok((acknowledged.stored, acknowledged.duplicates)),
         Outcome::Error(error) => Err(error.into()),
+        other => panic!("nobody said hello: {other:?}"),
     }
 }
 
@@ -123,7 +124,7 @@ async fn a_stream_of_batches_with_redelivery_counts_every_event_once() {
         }
     }
     for (&id, batch) in &batches {
-        stream.requests.send(RecordRequest { id, events: batch.to_vec() }).await.unwrap();
+        stream.requests.send(RecordRequest { id, events: batch.to_vec(), hello: None }).await.unwrap();
     }
     drop(stream.requests);
     let (mut stored, mut duplicates) = (0, 0);
@@ -295,7 +296,7 @@ async fn a_full_queue_says_when_to_come_back() {
     let mut stream = record(&mut running.client).await;
     for id in [1, 2] {
         let events = (0..10).map(event).collect();
-        stream.requests.send(RecordRequest { id, events }).await.unwrap();
+        stream.requests.send(RecordRequest { id, events, hello: None }).await.unwrap();
     }
     let refused = stream.answers.next().await.unwrap().unwrap();
     assert_eq!(refused.id, 2);
@@ -312,9 +313,13 @@ async fn a_drain_answers_what_was_read_and_ends_cleanly() {
     config.commit_max_wait.0 = Duration::from_millis(300);
     let mut running = start(config).await;
     let mut stream = record(&mut running.client).await;
-    stream.requests.send(RecordRequest { id: 1, events: vec![Event::default()] }).await.unwrap();
-    stream.requests.send(RecordRequest { id: 2, events: (0..10).map(event).collect() }).await.unwrap();
-    stream.requests.send(RecordRequest { id: 3, events: vec![Event::default()] }).await.unwrap();
+    stream.requests.send(RecordRequest { id: 1, events: vec![Event::default()], hello: None }).await.unwrap();
+    stream
+        .requests
+        .send(RecordRequest { id: 2, events: (0..10).map(event).collect(), hello: None })
+        .await
+        .unwrap();
+    stream.requests.send(RecordRequest { id: 3, events: vec![Event::default()], hello: None }).await.unwrap();
     // The bad ones are answered at once, so now the good one was read and waits for its commit.
     for id in [1, 3] {
         assert_eq!(stream.answers.next().await.unwrap().unwrap().id, id);
@@ -346,7 +351,7 @@ async fn a_message_over_the_limit_ends_the_stream_with_an_error_after_the_answer
     let mut stream = record(&mut running.client).await;
     let large = Event { user_id: "x".repeat(MAX_REQUEST_BYTES + 1), ..event(0) };
     for (id, events) in [(1, vec![event(1)]), (2, vec![large])] {
-        stream.requests.send(RecordRequest { id, events }).await.unwrap();
+        stream.requests.send(RecordRequest { id, events, hello: None }).await.unwrap();
     }
     let first = stream.answers.next().await.unwrap().unwrap();
     assert_eq!((first.id, outcome(first)), (1, Ok((1, 0))));

@@ -4,6 +4,7 @@ mod classify;
 mod config;
 mod dev;
 mod limits;
+mod mesh;
 mod migrate;
 mod models;
 mod serve;
@@ -30,6 +31,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Stats(command) => stats::run(command).await,
         Command::Models(command) => models::run(command).await,
         Command::Limits(command) => limits::run(command).await,
+        Command::Mesh(command) => mesh::run(command).await,
         Command::Config(command) => config::run(&settings, &command),
         Command::Token(command) => token::run(&settings, command),
         Command::Completions { shell } => {

@@ -6,7 +6,7 @@ use sightline_classifier::{ClassifierConfig, Registry, Service, backend::Backend
 use sightline_mesh::server::{Lifecycle, Server};
 use sightline_proto::classifier::classifier_service_server::{ClassifierServiceServer, SERVICE_NAME};
 use tokio::net::TcpListener;
-use tonic::service::{Routes, interceptor::InterceptedService};
+use tonic::service::Routes;
 
 use super::{Running, Shared};
 use crate::{NodeError, Role};
@@ -29,7 +29,7 @@ pub(crate) async fn start(
     let server = Server {
         name: Role::Classifier.name(),
         listener,
-        routes: Routes::new(InterceptedService::new(service, shared.service_guard())),
+        routes: Routes::new(shared.service_guard().protect(service)),
         service_names: vec![SERVICE_NAME],
         web: None,
         drain_timeout: config.drain_timeout.0,
@@ -38,7 +38,7 @@ pub(crate) async fn start(
         // Joining the executors waits for the batch each is in.
         tokio::task::spawn_blocking(move || drop(registry)).await.ok();
     };
-    Ok(shared.serve(Role::Classifier, server, lifecycle, Box::pin(finish)))
+    shared.serve(Role::Classifier, server, lifecycle, Box::pin(finish))
 }
 
 #[cfg(feature = "torch")]

@@ -7,16 +7,15 @@ use sightline_ingest::{
 };
 use sightline_mesh::{
     Deadline,
-    auth::service_token,
-    client::{Endpoints, Without},
+    client::{Cluster, Without},
     server::{Lifecycle, Server, WebOptions},
 };
 use sightline_proto::ingest::ingest_service_server::{IngestServiceServer, SERVICE_NAME};
 use tokio::net::TcpListener;
-use tonic::service::{Routes, interceptor::InterceptedService};
+use tonic::service::Routes;
 
 use super::{MESSAGE_SLACK, Running, Shared};
-use crate::{NodeConfig, NodeError, Role};
+use crate::{NodeConfig, NodeError, Role, upstreams::Upstreams as Called};
 
 pub(crate) async fn start(
     config: &NodeConfig,
@@ -24,21 +23,21 @@ pub(crate) async fn start(
     shared: &Shared,
 ) -> Result<(Running, Arc<Pipeline>), NodeError> {
     let lifecycle = Lifecycle::default();
-    let metadata = service_token(&config.auth)?;
     let ingest = &config.ingest;
-    let replicas = |service: &'static str, uris: &[String], without| {
-        let dependency = shared.dependencies.register(service);
-        Endpoints::new(service, uris, &metadata).map(|replicas| replicas.reporting(dependency, without))
+    let called = Called::new(config, &shared.tls)?;
+    let replicas = |service: &'static str, without| {
+        let options = called.options(service)?.reporting(shared.dependencies.register(service), without);
+        Ok::<_, NodeError>(Cluster::start(options))
     };
     let without_limits = match ingest.ratelimiter_away {
         WhenAway::Open => Without::GoesOn,
         WhenAway::Closed => Without::Fails,
     };
     let upstreams = Upstreams {
-        classifier: replicas("classifier", &ingest.classifier, Without::Fails)?,
-        ratelimiter: replicas("ratelimiter", &ingest.ratelimiter, without_limits)?,
+        classifier: replicas("classifier", Without::Fails)?,
+        ratelimiter: replicas("ratelimiter", without_limits)?,
         // Events wait for it.
-        stats: replicas("stats", &ingest.stats, Without::GoesOn)?,
+        stats: replicas("stats", Without::GoesOn)?,
         shared: Verdicts::from_config(ingest, &shared.dependencies)?,
         spool: spool(config).await?,
     };
@@ -47,10 +46,11 @@ pub(crate) async fn start(
     let largest = ingest.max_image.bytes() + ingest.max_image.bytes() / 8 + MESSAGE_SLACK;
     let service = IngestServiceServer::new(Service::new(Arc::clone(&pipeline), lifecycle.clone()))
         .max_decoding_message_size(largest.max(ingest.max_message.bytes()));
+    let service = sightline_mesh::compressed!(service);
     let server = Server {
         name: Role::Ingest.name(),
         listener,
-        routes: Routes::new(InterceptedService::new(service, shared.client_guard())),
+        routes: Routes::new(shared.client_guard().protect(service)),
         service_names: vec![SERVICE_NAME],
         web: Some(WebOptions { allowed_origins: ingest.cors_origins.clone() }),
         drain_timeout: ingest.drain_timeout.0,
@@ -59,7 +59,7 @@ pub(crate) async fn start(
         let (pipeline, drain) = (Arc::clone(&pipeline), ingest.drain_timeout.0);
         async move { pipeline.finish(Deadline::after(drain)).await }
     };
-    Ok((shared.serve(Role::Ingest, server, lifecycle, Box::pin(finish)), pipeline))
+    Ok((shared.serve(Role::Ingest, server, lifecycle, Box::pin(finish))?, pipeline))
 }
 
 /// Where events wait while the statistics are away. Opening it reads what is left there.

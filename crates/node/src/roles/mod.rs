@@ -8,19 +8,23 @@ pub(crate) mod stats;
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use sightline_mesh::{
-    auth::{Guard, Verifier},
-    server::{Lifecycle, Server},
+    auth::{ForwardTrust, Guard, Verifier},
+    server::{Accept, Lifecycle, Options, Plain, ServeError, Server, ServerConfig},
 };
 use sightline_telemetry::dependencies::Dependencies;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{NodeError, Role};
+use crate::{NodeError, Role, tls::Tls};
 
 /// What every role is built with.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     pub(crate) verifier: Option<Arc<Verifier>>,
+    pub(crate) forwarded_claims: ForwardTrust,
+    pub(crate) tls: Arc<Tls>,
     pub(crate) dependencies: Dependencies,
+    pub(crate) server: ServerConfig,
 }
 
 impl Shared {
@@ -30,15 +34,40 @@ impl Shared {
     }
 
     /// Starts serving a role.
-    pub(crate) fn serve(&self, role: Role, server: Server, lifecycle: Lifecycle, finish: Finish) -> Running {
-        let (dependencies, life) = (self.dependencies.clone(), lifecycle.clone());
-        let server = tokio::spawn(async move { server.run_with(life, &dependencies).await });
-        Running { role, lifecycle, server, finish }
+    pub(crate) fn serve(
+        &self,
+        role: Role,
+        server: Server,
+        lifecycle: Lifecycle,
+        finish: Finish,
+    ) -> Result<Running, NodeError> {
+        let accept: Arc<dyn Accept> = match self.tls.acceptor(role)? {
+            Some(acceptor) => Arc::new(acceptor),
+            None => Arc::new(Plain),
+        };
+        let options = Options {
+            accept,
+            config: self.server.clone(),
+            descriptors: vec![sightline_proto::FILE_DESCRIPTOR_SET],
+            dependencies: self.dependencies.clone(),
+            ..Options::default()
+        };
+        let server = tokio::spawn(server.run_with(lifecycle.clone(), options));
+        Ok(Running { role, lifecycle, server, finish })
     }
 
     /// For services that only other services call.
     pub(crate) fn service_guard(&self) -> Guard {
-        Guard::new(self.verifier.clone(), "service")
+        Guard::inside(self.verifier.clone(), "service", self.forwarded_claims)
+    }
+
+    /// Keeps keys and certificates as their files and URLs are, for as long as the handles live.
+    pub(crate) fn watch(&self) -> Vec<AbortOnDropHandle<()>> {
+        let mut watches = self.tls.watch(&self.dependencies);
+        if let Some(verifier) = &self.verifier {
+            watches.push(verifier.watch(self.dependencies.register("auth")));
+        }
+        watches
     }
 }
 
@@ -48,7 +77,7 @@ type Finish = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(crate) struct Running {
     role: Role,
     lifecycle: Lifecycle,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: JoinHandle<Result<(), ServeError>>,
     /// What is left to do after the last call ended: flush, join threads.
     finish: Finish,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sightline_mesh::server::{Lifecycle, Server};
 use sightline_ratelimiter::{Deps, RateLimiter, RateLimiterConfig, build};
 use tokio::net::TcpListener;
-use tonic::service::{Routes, interceptor::InterceptedService};
+use tonic::service::Routes;
 
 use super::{Running, Shared, nothing};
 use crate::{NodeError, Role};
@@ -22,8 +22,8 @@ pub(crate) async fn start(
     let deps = Deps { lifecycle: lifecycle.clone(), dependencies: shared.dependencies.clone() };
     let limiter = build(config, deps)?;
     limiter.ready_within(FIRST_CONNECTION).await;
-    let envoy = InterceptedService::new(limiter.envoy_service(), shared.service_guard());
-    let service = InterceptedService::new(limiter.into_service(), shared.service_guard());
+    let envoy = shared.service_guard().protect(limiter.envoy_service());
+    let service = shared.service_guard().protect(limiter.into_service());
     let server = Server {
         name: Role::Ratelimiter.name(),
         listener,
@@ -32,5 +32,5 @@ pub(crate) async fn start(
         web: None,
         drain_timeout: config.drain_timeout.0,
     };
-    Ok(shared.serve(Role::Ratelimiter, server, lifecycle, nothing()))
+    shared.serve(Role::Ratelimiter, server, lifecycle, nothing())
 }

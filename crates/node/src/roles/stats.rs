@@ -6,7 +6,7 @@ use sightline_mesh::server::{Lifecycle, Server};
 use sightline_proto::stats::stats_service_server::{SERVICE_NAME, StatsServiceServer};
 use sightline_stats::{MAX_REQUEST_BYTES, StatsConfig, build};
 use tokio::net::TcpListener;
-use tonic::service::{Routes, interceptor::InterceptedService};
+use tonic::service::Routes;
 
 use super::{Running, Shared};
 use crate::{NodeError, Role};
@@ -23,10 +23,10 @@ pub(crate) async fn start(
     let server = Server {
         name: Role::Stats.name(),
         listener,
-        routes: Routes::new(InterceptedService::new(service, shared.service_guard())),
+        routes: Routes::new(shared.service_guard().protect(service)),
         service_names: vec![SERVICE_NAME],
         web: None,
         drain_timeout: config.drain_timeout.0,
     };
-    Ok(shared.serve(Role::Stats, server, lifecycle, Box::pin(stats.close())))
+    shared.serve(Role::Stats, server, lifecycle, Box::pin(stats.close()))
 }

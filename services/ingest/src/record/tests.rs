@@ -1,9 +1,9 @@
 //! Delivery to a statistics server over a real socket.
 
-use std::{collections::HashMap, pin::Pin, sync::Mutex};
+use std::{pin::Pin, sync::Mutex};
 
 use sightline_mesh::{
-    client::{Endpoints, PoolOptions},
+    client::{Cluster, ClusterOptions, Fixed, PoolOptions},
     server::{Lifecycle, Server, bind},
 };
 use sightline_proto::stats::{
@@ -15,7 +15,7 @@ use tonic::service::Routes;
 
 use super::*;
 
-/// Acknowledges events, but refuses every batch that has the user "bad" in it with `code`, at most `times` times.
+/// A server that knows nothing of credits. It acknowledges events, but refuses every batch that has the user "bad" in it with `code`, at most `times` times.
 #[derive(Clone)]
 struct Strict {
     code: Code,
@@ -34,7 +34,7 @@ impl Strict {
             self.stored.lock().unwrap().extend(ids);
             Outcome::Acknowledged(Acknowledged::default())
         };
-        RecordResponse { id: request.id, result: Some(result) }
+        RecordResponse { id: request.id, result: Some(result), load: None }
     }
 }
 
@@ -70,8 +70,8 @@ async fn delivered(code: Code, times: usize) -> Vec<String> {
         drain_timeout: Duration::from_millis(100),
     };
     tokio::spawn(server.run(Lifecycle::default()));
-    let endpoints = Endpoints::new("stats", &[uri], &HashMap::new()).unwrap();
-    let pool = StreamPool::start(RecordLane, endpoints, PoolOptions::default());
+    let cluster = Cluster::start(ClusterOptions::new("stats", Fixed::from_uris("stats", &[uri]).unwrap()));
+    let pool = StreamPool::start(RecordLane, cluster, PoolOptions::default());
     let event = |n: usize| Event {
         event_id: n.to_string(),
         user_id: if n == 5 { "bad".into() } else { "good".into() },

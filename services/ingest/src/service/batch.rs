@@ -83,9 +83,9 @@ fn answer(
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, time::Duration};
+    use std::time::Duration;
 
-    use sightline_mesh::client::Endpoints;
+    use sightline_mesh::client::{Cluster, ClusterOptions, Fixed};
 
     use super::*;
     use crate::{IngestConfig, PolicyConfig, pipeline::Upstreams};
@@ -95,7 +95,10 @@ mod tests {
 
     /// Nobody answers it: every frame fails at once.
     fn pipeline() -> Arc<Pipeline> {
-        let nobody = |service| Endpoints::new(service, &["127.0.0.1:9".into()], &HashMap::new()).unwrap();
+        let nobody = |service| {
+            let fixed = Fixed::from_uris(service, &["127.0.0.1:9".into()]).unwrap();
+            Cluster::start(ClusterOptions::new(service, fixed))
+        };
         let upstreams = Upstreams {
             classifier: nobody("classifier"),
             ratelimiter: nobody("ratelimiter"),
