@@ -7,14 +7,6 @@
 {{- end }}
 {{- end -}}
 
-{{/* An address as often as there shall be connections to it: each connection looks the name up for itself. */}}
-{{- define "sightline.addresses" -}}
-{{- $address := .address -}}
-{{- $all := list -}}
-{{- range until (int .count) }}{{ $all = append $all $address }}{{ end -}}
-{{- toJson $all -}}
-{{- end -}}
-
 {{- define "sightline.config" -}}
 {{- $values := .root.Values -}}
 {{- $own := index $values (include "sightline.valuesKey" .name) -}}
@@ -45,6 +37,11 @@ issuer = {{ toJson . }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if include "sightline.watches" . }}
+
+[discovery]
+kubernetes_domain = {{ toJson $values.clusterDomain }}
+{{- end }}
 {{- range $role := .roles }}
 {{- $section := index $values $role }}
 {{- $bind := ternary "127.0.0.1" $values.bindAddress (and $alone (ne $role "ingest")) }}
@@ -54,8 +51,7 @@ listen = "{{ $bind }}:{{ include "sightline.port" $role }}"
 drain_timeout = "{{ $own.drainSeconds }}s"
 {{- if and (eq $role "ingest") (not $alone) }}
 {{- range $upstream := list "classifier" "ratelimiter" "stats" }}
-{{- $address := include "sightline.address" (dict "root" $.root "name" $upstream) }}
-{{ $upstream }} = {{ include "sightline.addresses" (dict "address" $address "count" (index $section.connections $upstream)) }}
+{{ $upstream }} = {{ include "sightline.target" (dict "root" $.root "name" $upstream) | list | toJson }}
 {{- end }}
 {{- end }}
 {{- if eq $role "classifier" }}

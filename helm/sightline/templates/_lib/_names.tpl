@@ -64,9 +64,20 @@ annotations:
 {{- get (dict "ingest" "sightline.ingest.v1.IngestService" "classifier" "sightline.classifier.v1.ClassifierService" "ratelimiter" "sightline.ratelimiter.v1.RateLimiterService" "stats" "sightline.stats.v1.StatsService") . -}}
 {{- end -}}
 
-{{/* A service's headless name, which DNS answers with the address of every ready pod. */}}
-{{- define "sightline.address" -}}
-http://{{ include "sightline.componentName" . }}-headless.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}:{{ include "sightline.port" .name }}
+{{/* Where a service is found. A headless Service has a record, and an endpoint, for every pod that is ready. */}}
+{{- define "sightline.target" -}}
+{{- $headless := printf "%s-headless" (include "sightline.componentName" .) -}}
+{{- if eq .root.Values.discovery.kind "kubernetes" -}}
+k8s://{{ .root.Release.Namespace }}/{{ $headless }}:grpc
+{{- else -}}
+{{- /* The final dot spares the search path, five questions in most clusters. */ -}}
+dns://{{ $headless }}.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}.:{{ include "sightline.port" .name }}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a component watches EndpointSlices: the one that calls others. */}}
+{{- define "sightline.watches" -}}
+{{- if and (eq .name "ingest") (eq .root.Values.discovery.kind "kubernetes") }}true{{ end -}}
 {{- end -}}
 
 {{- define "sightline.image" -}}

@@ -182,3 +182,31 @@ spec:
     matchLabels:
       {{- include "sightline.selector" . | nindent 6 }}
 {{- end -}}
+
+{{/* What a component that watches EndpointSlices may do, in the release's namespace and nowhere else. */}}
+{{- define "sightline.discovery" -}}
+{{- if and (include "sightline.watches" .) .root.Values.discovery.rbac -}}
+{{- $context := merge (dict "suffix" "-discovery") . -}}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  {{- include "sightline.metadata" $context | nindent 2 }}
+rules:
+  - apiGroups: [discovery.k8s.io]
+    resources: [endpointslices]
+    verbs: [get, list, watch]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  {{- include "sightline.metadata" $context | nindent 2 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: {{ include "sightline.componentName" . }}-discovery
+subjects:
+  - kind: ServiceAccount
+    name: {{ include "sightline.componentName" . }}
+    namespace: {{ .root.Release.Namespace }}
+{{- end -}}
+{{- end -}}

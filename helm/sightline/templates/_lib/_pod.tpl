@@ -63,7 +63,7 @@ metadata:
     {{- end }}
 spec:
   serviceAccountName: {{ include "sightline.componentName" . }}
-  automountServiceAccountToken: false
+  automountServiceAccountToken: {{ include "sightline.watches" . | eq "true" }}
   # The cluster would set SIGHTLINE_INGEST_SERVICE_HOST and the like, which the program refuses as unknown settings.
   enableServiceLinks: false
   # preStop, then a drain and a flush within drain_timeout each{{ if gt (len .roles) 1 }}, one service after another{{ end }}.

@@ -4,6 +4,7 @@
 {{- $problems := concat
       (include "sightline.problems.access" . | fromJsonArray)
       (include "sightline.problems.stores" . | fromJsonArray)
+      (include "sightline.problems.discovery" . | fromJsonArray)
       (include "sightline.problems.models" . | fromJsonArray)
       (include "sightline.problems.edge" . | fromJsonArray)
       (include "sightline.problems.monitoring" . | fromJsonArray) -}}
@@ -64,6 +65,15 @@
 {{- if and $manyLimiters (not $v.redis.ratelimiter.secretName) -}}
 {{- $p = append $p "ratelimiter has more than one replica (ratelimiter.replicas or ratelimiter.autoscaling) and redis.ratelimiter.secretName is empty: each would count for itself, and let through as many times the limit" -}}
 {{- end -}}
+{{- end -}}
+{{- toJson $p -}}
+{{- end -}}
+
+{{/* How services find each other. */}}
+{{- define "sightline.problems.discovery" -}}
+{{- $p := list -}}
+{{- if and (eq .Values.mode "all-in-one") (eq .Values.discovery.kind "kubernetes") -}}
+{{- $p = append $p "mode \"all-in-one\" calls itself, and discovery.kind \"kubernetes\" asks for rights though there is nobody to find: use \"dns\"" -}}
 {{- end -}}
 {{- toJson $p -}}
 {{- end -}}
