@@ -2,7 +2,7 @@
 
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use indicatif::MultiProgress;
 
 use crate::{cargo, go, libtorch, tools};
@@ -25,6 +25,7 @@ pub(crate) fn run() -> Result<ExitCode> {
             .current_dir(root),
     )
     .context("dependencies: deny.toml")?;
+    mesh_stands_alone()?;
     let libtorch = libtorch::ensure(&progress)?;
     cargo::remember(&libtorch)?;
     let mut clippy = cargo::command(&libtorch);
@@ -32,3 +33,20 @@ pub(crate) fn run() -> Result<ExitCode> {
         .context("clippy")?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// The mesh layer knows nothing of images: of our own crates it is built from [`MESH`] alone.
+fn mesh_stands_alone() -> Result<()> {
+    let mut tree = Command::new(cargo::cargo());
+    tree.args(["tree", "--package", "sightline-mesh", "--edges", "normal,build", "--prefix", "none"]);
+    let output = tree.current_dir(cargo::root()).output().context("cargo tree")?;
+    ensure!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let crates = listed.lines().filter_map(|line| line.split_whitespace().next());
+    for name in crates.filter(|name| name.starts_with("sightline")) {
+        ensure!(MESH.contains(&name), "dependencies: sightline-mesh must not be built from {name}");
+    }
+    Ok(())
+}
+
+/// What the mesh layer may be built from of our own.
+const MESH: [&str; 4] = ["sightline-config", "sightline-mesh", "sightline-telemetry", "sightline-wire"];

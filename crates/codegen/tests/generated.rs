@@ -30,6 +30,13 @@ fn generated_code_matches_the_protos() {
 }
 
 #[test]
+fn the_mesh_layers_messages_match_their_protos() {
+    let out = tempfile::tempdir().expect("a temporary folder");
+    sightline_codegen::generate_wire(out.path()).expect("the protos give code");
+    assert_fresh(out.path(), &sightline_codegen::wire());
+}
+
+#[test]
 fn the_example_of_the_mesh_layer_matches_its_proto() {
     let out = tempfile::tempdir().expect("a temporary folder");
     sightline_codegen::generate_example(out.path()).expect("the proto gives code");

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use sightline_proto::status::ItemError;
+use sightline_wire::status::ItemError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use sightline_proto::stream::Load;
+use sightline_wire::stream::Load;
 use tonic::{Code, Extensions};
 
 use crate::{

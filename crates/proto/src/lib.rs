@@ -28,16 +28,6 @@ pub mod sightline {
             include!("gen/sightline.stats.v1.rs");
         }
     }
-    pub mod status {
-        pub mod v1 {
-            include!("gen/sightline.status.v1.rs");
-        }
-    }
-    pub mod stream {
-        pub mod v1 {
-            include!("gen/sightline.stream.v1.rs");
-        }
-    }
     pub mod verdict {
         pub mod v1 {
             include!("gen/sightline.verdict.v1.rs");
@@ -72,8 +62,10 @@ pub mod envoy {
 
 pub use sightline::{
     classifier::v1 as classifier, ingest::v1 as ingest, ratelimiter::v1 as ratelimiter, stats::v1 as stats,
-    status::v1 as status, stream::v1 as stream, verdict::v1 as verdict,
+    verdict::v1 as verdict,
 };
+/// The mesh layer's own messages, which the services' contracts use.
+pub use sightline_wire::{status, stream};
 
 /// All of Sightline's protos as an encoded `FileDescriptorSet`, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/descriptors.bin");

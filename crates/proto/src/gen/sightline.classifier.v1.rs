@@ -87,16 +87,16 @@ pub struct InferResult {
     #[prost(uint32, tag = "6")]
     pub batch_size: u32,
     #[prost(message, optional, tag = "7")]
-    pub load: ::core::option::Option<super::super::stream::v1::Load>,
+    pub load: ::core::option::Option<::sightline_wire::stream::Load>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InferError {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(message, optional, tag = "2")]
-    pub error: ::core::option::Option<super::super::status::v1::ItemError>,
+    pub error: ::core::option::Option<::sightline_wire::status::ItemError>,
     #[prost(message, optional, tag = "3")]
-    pub load: ::core::option::Option<super::super::stream::v1::Load>,
+    pub load: ::core::option::Option<::sightline_wire::stream::Load>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainNotice {

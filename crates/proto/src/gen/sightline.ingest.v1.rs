@@ -56,7 +56,7 @@ pub mod classify_batch_response {
         #[prost(message, tag = "2")]
         Verdict(super::super::super::verdict::v1::Verdict),
         #[prost(message, tag = "3")]
-        Error(super::super::super::status::v1::ItemError),
+        Error(::sightline_wire::status::ItemError),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -150,7 +150,7 @@ pub struct StreamError {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(message, optional, tag = "2")]
-    pub error: ::core::option::Option<super::super::status::v1::ItemError>,
+    pub error: ::core::option::Option<::sightline_wire::status::ItemError>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {

@@ -62,7 +62,7 @@ pub struct CheckStreamRequest {
     pub traceparent: ::prost::alloc::string::String,
     /// In the first message only, which then has no check and the id 0.
     #[prost(message, optional, tag = "4")]
-    pub hello: ::core::option::Option<super::super::stream::v1::Hello>,
+    pub hello: ::core::option::Option<::sightline_wire::stream::Hello>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckStreamResponse {
@@ -71,7 +71,7 @@ pub struct CheckStreamResponse {
     pub id: u64,
     /// With an answer.
     #[prost(message, optional, tag = "6")]
-    pub load: ::core::option::Option<super::super::stream::v1::Load>,
+    pub load: ::core::option::Option<::sightline_wire::stream::Load>,
     #[prost(oneof = "check_stream_response::Result", tags = "2, 3, 4, 5")]
     pub result: ::core::option::Option<check_stream_response::Result>,
 }
@@ -82,13 +82,13 @@ pub mod check_stream_response {
         #[prost(message, tag = "2")]
         Response(super::CheckResponse),
         #[prost(message, tag = "3")]
-        Error(super::super::super::status::v1::ItemError),
+        Error(::sightline_wire::status::ItemError),
         /// Only to a client that said hello.
         #[prost(message, tag = "4")]
-        Credits(super::super::super::stream::v1::Credits),
+        Credits(::sightline_wire::stream::Credits),
         /// Only to a client that said hello.
         #[prost(message, tag = "5")]
-        Drain(super::super::super::stream::v1::Drain),
+        Drain(::sightline_wire::stream::Drain),
     }
 }
 /// What a rule does while the counters that replicas share are away.

@@ -36,7 +36,7 @@ pub struct RecordRequest {
     pub events: ::prost::alloc::vec::Vec<Event>,
     /// In the first message only, which then has no events and the id 0.
     #[prost(message, optional, tag = "3")]
-    pub hello: ::core::option::Option<super::super::stream::v1::Hello>,
+    pub hello: ::core::option::Option<::sightline_wire::stream::Hello>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecordResponse {
@@ -45,7 +45,7 @@ pub struct RecordResponse {
     pub id: u64,
     /// With an answer.
     #[prost(message, optional, tag = "6")]
-    pub load: ::core::option::Option<super::super::stream::v1::Load>,
+    pub load: ::core::option::Option<::sightline_wire::stream::Load>,
     #[prost(oneof = "record_response::Result", tags = "2, 3, 4, 5")]
     pub result: ::core::option::Option<record_response::Result>,
 }
@@ -57,13 +57,13 @@ pub mod record_response {
         Acknowledged(super::Acknowledged),
         /// Nothing of the batch was stored.
         #[prost(message, tag = "3")]
-        Error(super::super::super::status::v1::ItemError),
+        Error(::sightline_wire::status::ItemError),
         /// Only to a client that said hello.
         #[prost(message, tag = "4")]
-        Credits(super::super::super::stream::v1::Credits),
+        Credits(::sightline_wire::stream::Credits),
         /// Only to a client that said hello.
         #[prost(message, tag = "5")]
-        Drain(super::super::super::stream::v1::Drain),
+        Drain(::sightline_wire::stream::Drain),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

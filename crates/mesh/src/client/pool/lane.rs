@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use sightline_proto::{status::ItemError, stream::Load};
+use sightline_wire::{status::ItemError, stream::Load};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
