@@ -11,13 +11,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{
     HeaderValue, Request, Response, Uri,
     header::{Entry, USER_AGENT},
     uri::Parts,
 };
-use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::{
     body::Incoming,
     client::conn::http2::{Builder, SendRequest},
@@ -336,7 +335,7 @@ impl tower::Service<Request<Body>> for Transport {
         let sent = self.sender.try_send_request(request);
         Box::pin(async move {
             match sent.await {
-                Ok(response) => Ok(response.map(|body| Body::new(Answer { body, shared }))),
+                Ok(response) => Ok(response.map(|body| explained(body, shared))),
                 Err(error) => {
                     let unsent = error.message().is_some();
                     Err(TransportError::explain(&error.into_error(), unsent, &shared))
@@ -347,36 +346,10 @@ impl tower::Service<Request<Body>> for Transport {
 }
 
 /// An answer's body whose errors say what became of the connection.
-struct Answer {
-    body: Incoming,
-    shared: Arc<Shared>,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        polled.map(|frame| {
-            frame.map(|frame| {
-                frame.map_err(|error| {
-                    // The answer has begun: what HTTP/2 would call unprocessed was processed.
-                    let status = TransportError::explain(&error, false, &self.shared);
-                    TransportError::status(status.code(), status.message(), false)
-                })
-            })
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+fn explained(body: Incoming, shared: Arc<Shared>) -> Body {
+    Body::new(body.map_err(move |error| {
+        // The answer has begun: what HTTP/2 would call unprocessed was processed.
+        let status = TransportError::explain(&error, false, &shared);
+        TransportError::status(status.code(), status.message(), false)
+    }))
 }
