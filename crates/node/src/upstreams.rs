@@ -34,46 +34,19 @@ impl<'a> Upstreams<'a> {
         };
         let setting = format!("`ingest.{service}`");
         let discover = self.config.discovery.options(|name| env::var(name).ok());
-        let discover = Targets::parse(&setting, entries)?.discover(&setting, &discover)?;
+        let targets = Targets::parse(&setting, entries)?;
+        let certified = targets.certificate_name();
+        let discover = targets.discover(&setting, &discover)?;
         let mut options = ClusterOptions::over(service, discover).metadata(&self.metadata)?;
         options.mesh = self.config.mesh.options();
         if let Some(connector) = self.tls.connector(service)? {
             let named = self.config.tls.servers.contains_key(service);
-            let connector = match entries.first().filter(|_| !named) {
-                // Addresses found by a name are numbers; the certificate has the name.
-                Some(entry) => connector.asking_for(host(entry)).map_err(NodeError::Config)?,
+            let connector = match certified.filter(|_| !named) {
+                Some(name) => connector.asking_for(&name).map_err(NodeError::Config)?,
                 None => connector,
             };
             options.connect = Arc::new(connector);
         }
         Ok(options)
-    }
-}
-
-/// `dns://stats.mesh:7404` → `stats.mesh`.
-fn host(entry: &str) -> &str {
-    let rest = entry.split_once("://").map_or(entry, |(_, rest)| rest);
-    let authority = rest.split('/').next().unwrap_or(rest);
-    match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => host.trim_matches(['[', ']']),
-        _ => authority,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_are_what_certificates_name() {
-        for (entry, wanted) in [
-            ("http://10.0.0.1:7404", "10.0.0.1"),
-            ("dns://stats.mesh:7404", "stats.mesh"),
-            ("https://[::1]:7404", "::1"),
-            ("127.0.0.1:7404", "127.0.0.1"),
-            ("https://stats", "stats"),
-        ] {
-            assert_eq!(host(entry), wanted, "{entry}");
-        }
     }
 }

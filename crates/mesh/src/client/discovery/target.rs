@@ -6,6 +6,8 @@
 //! | `dns://name:port` | every A or AAAA record of the name is a replica |
 //! | `dns+srv://_grpc._tcp.name` | every SRV record is a replica, with its port and weight |
 //! | `k8s://namespace/service:port` | every endpoint of a Kubernetes Service; the port by its name or number |
+//!
+//! While Kubernetes' API is away DNS stands in for it: for a headless Service with a record for each pod.
 
 use std::{fmt, sync::Arc};
 
@@ -224,6 +226,27 @@ impl Targets {
         }
     }
 
+    /// The name that the replicas' certificates carry where no list of SPIFFE ids says who they are: addresses that were
+    /// found by a name are numbers. `None` for a fixed list, in which each address has its own host.
+    pub fn certificate_name(&self) -> Option<String> {
+        let name = match self {
+            Self::Fixed(_) | Self::Found(Target::Fixed(_)) => return None,
+            Self::Found(Target::Dns { name, .. }) => name.as_str(),
+            // `_grpc._tcp.` says which port is meant (RFC 2782); the rest is the service.
+            Self::Found(Target::Srv { name }) => {
+                let mut rest = name.as_str();
+                while let Some((_, after)) = rest.split_once('.').filter(|_| rest.starts_with('_')) {
+                    rest = after;
+                }
+                rest
+            }
+            Self::Found(Target::Kubernetes { namespace, service, .. }) => {
+                return Some(format!("{service}.{namespace}.svc"));
+            }
+        };
+        Some(name.strip_suffix('.').unwrap_or(name).to_owned())
+    }
+
     /// What finds the replicas.
     ///
     /// # Errors
@@ -314,6 +337,24 @@ mod tests {
         }
         let long = format!("dns://{}:1", "a".repeat(64));
         assert!(read(&long).is_err());
+    }
+
+    #[test]
+    fn certificates_carry_the_name_that_was_looked_up() {
+        for (entries, wanted) in [
+            (&["http://10.0.0.1:7404"][..], None),
+            (&["http://stats-0.x:7404", "http://stats-1.x:7404"], None),
+            (&["https://[::1]:7404"], None),
+            (&["dns://stats.mesh:7404"], Some("stats.mesh")),
+            (&["dns://stats.mesh.svc.cluster.local.:7404"], Some("stats.mesh.svc.cluster.local")),
+            (&["dns+srv://_grpc._tcp.stats.mesh"], Some("stats.mesh")),
+            (&["dns+srv://stats.mesh"], Some("stats.mesh")),
+            (&["k8s://prod/stats:grpc"], Some("stats.prod.svc")),
+        ] {
+            let entries: Vec<String> = entries.iter().map(ToString::to_string).collect();
+            let targets = Targets::parse("ingest.stats", &entries).unwrap();
+            assert_eq!(targets.certificate_name().as_deref(), wanted, "{entries:?}");
+        }
     }
 
     #[test]
