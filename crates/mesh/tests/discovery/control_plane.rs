@@ -17,6 +17,8 @@ use tempfile::TempDir;
 /// The control plane while some test uses it: it takes a while to start.
 static RUNNING: Mutex<Weak<Mutex<Kubernetes>>> = Mutex::new(Weak::new());
 
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
 /// A share of it; it ends with the last.
 pub struct Share(Arc<Mutex<Kubernetes>>);
 
@@ -94,7 +96,17 @@ impl<'a> Place<'a> {
 
     /// Makes an EndpointSlice, or writes it anew.
     pub fn slice(&self, name: &str, kind: &str, endpoints: &Value) {
-        let labels = json!({"kubernetes.io/service-name": "classifier"});
+        // As the API server's controller labels those of a headless Service.
+        let headless = json!({"kubernetes.io/service-name": "classifier", HEADLESS: ""});
+        self.labelled(name, kind, endpoints, &headless);
+    }
+
+    /// The same of a Service that has an address of its own.
+    pub fn slice_behind_one_address(&self, name: &str, kind: &str, endpoints: &Value) {
+        self.labelled(name, kind, endpoints, &json!({"kubernetes.io/service-name": "classifier"}));
+    }
+
+    fn labelled(&self, name: &str, kind: &str, endpoints: &Value, labels: &Value) {
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {"name": name, "labels": labels}, "addressType": kind, "endpoints": endpoints,
@@ -124,6 +136,10 @@ impl<'a> Place<'a> {
 
     /// What finds the Service's endpoints by the port's name, quick to give up.
     pub fn discovery(&self, dns: DnsOptions) -> Discovery {
+        self.discovery_of(PortRef::Name("grpc".into()), dns)
+    }
+
+    pub fn discovery_of(&self, port: PortRef, dns: DnsOptions) -> Discovery {
         let access = Access {
             host: "127.0.0.1".into(),
             port: self.kubernetes.api_port(),
@@ -144,7 +160,7 @@ impl<'a> Place<'a> {
             forbidden_retry: Duration::from_millis(500),
             ..KubernetesOptions::new(access)
         };
-        Discovery::new(self.namespace, "classifier", PortRef::Name("grpc".into()), options, dns)
+        Discovery::new(self.namespace, "classifier", port, options, dns)
     }
 
     fn slices(&self) -> String {

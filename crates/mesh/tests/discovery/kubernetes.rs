@@ -89,6 +89,19 @@ impl<'a> Watching<'a> {
         let failed = self.runtime.block_on(async { timeout(LONG, wait).await });
         assert!(failed.is_ok(), "no problem said {text:?}");
     }
+
+    /// No other set comes for so long.
+    fn stays(&mut self, time: Duration) {
+        let wait = async {
+            loop {
+                if let Ok(set) = self.answers.next().await.unwrap() {
+                    return set;
+                }
+            }
+        };
+        let other = self.runtime.block_on(async { timeout(time, wait).await });
+        assert!(other.is_err(), "{other:?}");
+    }
 }
 
 #[test]
@@ -166,6 +179,30 @@ fn an_api_server_that_was_away_is_followed_again_and_dns_stands_in_meanwhile() {
     watching.arrives(&["10.0.0.1:7402@a", "10.0.0.2:7402@"]);
     place.kubernetes.api.resume();
     watching.arrives(&["10.0.0.1:7402@a"]);
+}
+
+#[test]
+fn the_pods_of_a_service_with_one_address_stay_while_the_api_is_away() {
+    let Some(share) = control_plane() else { return };
+    let mut kubernetes = share.alone();
+    let place = Place::new(&mut kubernetes, "one-address");
+    place.grant();
+    place.mint_token();
+    place.slice_behind_one_address("one", "IPv4", &json!([ready("10.0.0.1", "a")]));
+    let runtime = runtime();
+    let (names, dns) = no_names(&runtime);
+    let mut watching = Watching::of(&runtime, &place.discovery_of(PortRef::Number(7402), dns));
+    watching.arrives(&["10.0.0.1:7402@a"]);
+
+    // The Service's own address, on which nobody listens at the pods' port.
+    names.addresses("classifier.one-address.svc.test.", 0, &["10.96.0.9"]);
+    place.kubernetes.api.kill();
+    watching.fails("API server");
+    // Ten times as long as until DNS would stand in.
+    watching.stays(Duration::from_secs(3));
+    place.kubernetes.api.restart().unwrap();
+    place.slice_behind_one_address("one", "IPv4", &json!([ready("10.0.0.7", "b")]));
+    watching.arrives(&["10.0.0.7:7402@b"]);
 }
 
 #[test]

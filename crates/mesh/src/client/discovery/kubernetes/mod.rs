@@ -10,7 +10,14 @@ mod access;
 mod api;
 mod slices;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 pub use access::Access;
 use api::{Api, Problem, Watch};
@@ -139,18 +146,20 @@ impl Kubernetes {
 
     async fn run(self, outlet: Outlet) {
         let standing = watch::Sender::new(Standing::Starting);
+        let one_address = AtomicBool::new(false);
         tokio::select! {
-            () = self.follow(&outlet, &standing) => {}
-            () = self.stand_in(&outlet, standing.subscribe()) => {}
+            () = self.follow(&outlet, &standing, &one_address) => {}
+            () = self.stand_in(&outlet, standing.subscribe(), &one_address) => {}
         }
     }
 
     /// Follows the API, over connection after connection.
-    async fn follow(&self, outlet: &Outlet, standing: &watch::Sender<Standing>) {
+    async fn follow(&self, outlet: &Outlet, standing: &watch::Sender<Standing>, one_address: &AtomicBool) {
         let mut following = Following {
             of: self,
             outlet,
             standing,
+            one_address,
             slices: Slices::default(),
             pace: Pace::new(self.options.pace, self.dns.seed),
             followed: false,
@@ -199,8 +208,14 @@ impl Kubernetes {
         );
     }
 
-    /// Asks DNS for as long as the API is not followed.
-    async fn stand_in(&self, outlet: &Outlet, mut standing: watch::Receiver<Standing>) {
+    /// Asks DNS for as long as the API is not followed. What DNS says of a Service that is not headless (`one_address`) is
+    /// the Service's own address, which has no pod's port: no answer is better, as long as pods are known.
+    async fn stand_in(
+        &self,
+        outlet: &Outlet,
+        mut standing: watch::Receiver<Standing>,
+        one_address: &AtomicBool,
+    ) {
         loop {
             let now = *standing.borrow_and_update();
             let patience = match now {
@@ -212,6 +227,17 @@ impl Kubernetes {
             };
             if let Ok(changed) = timeout(patience, standing.changed()).await {
                 if changed.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let numbered = matches!(self.port, PortRef::Number(_));
+            if numbered && one_address.load(Ordering::Relaxed) && !outlet.known().is_empty() {
+                info!(
+                    "{}: the Service is not headless, DNS cannot stand in; the last set stays",
+                    self.describe()
+                );
+                if standing.changed().await.is_err() {
                     return;
                 }
                 continue;
@@ -260,6 +286,8 @@ struct Following<'a> {
     of: &'a Kubernetes,
     outlet: &'a Outlet,
     standing: &'a watch::Sender<Standing>,
+    /// The Service is not headless: DNS knows one address of it, not its pods'.
+    one_address: &'a AtomicBool,
     slices: Slices,
     pace: Pace,
     /// We had the right once.
@@ -331,6 +359,9 @@ impl Following<'_> {
             info!("{}: the API server is followed again", self.of.describe());
         }
         (self.followed, self.refused) = (true, 0);
+        if let Some(headless) = self.slices.headless() {
+            self.one_address.store(!headless, Ordering::Relaxed);
+        }
         match self.slices.addresses(&self.of.port, self.of.dns.family) {
             Ok(set) => self.outlet.found(set).await,
             Err(problem) => self.outlet.problem(&format!("{problem}; the last good set stays in use")).await,

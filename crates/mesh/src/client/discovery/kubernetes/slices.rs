@@ -73,6 +73,8 @@ pub(super) struct Status {
 pub(super) struct Metadata {
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
     resource_version: String,
 }
 
@@ -118,6 +120,9 @@ struct Port {
     port: Option<u16>,
     protocol: Option<String>,
 }
+
+/// The label of a headless Service's slices.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// How good an endpoint is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -206,6 +211,13 @@ impl Slices {
         Ok(())
     }
 
+    /// Whether DNS has a record for each of its endpoints. A Service with an address of its own has one for that alone.
+    /// `None` while no slice is known.
+    pub(super) fn headless(&self) -> Option<bool> {
+        let slice = self.by_name.values().next()?;
+        Some(slice.metadata.labels.contains_key(HEADLESS))
+    }
+
     /// The endpoints to call, on the port `wanted`.
     ///
     /// # Errors
@@ -219,11 +231,11 @@ impl Slices {
                 }
             }
         }
-        Err(self.why_none(wanted))
+        Err(self.why_none(wanted, family))
     }
 
     fn of_kind(&self, wanted: &PortRef, v4: bool, wanted_use: Use) -> Vec<Address> {
-        let kind = if v4 { "IPv4" } else { "IPv6" };
+        let kind = kind(v4);
         let mut found = BTreeMap::<(IpAddr, u16), Option<&str>>::new();
         for slice in self.by_name.values().filter(|slice| slice.address_type == kind) {
             for endpoint in slice.endpoints.iter().flatten() {
@@ -243,12 +255,19 @@ impl Slices {
         found.into_iter().map(named).collect()
     }
 
-    fn why_none(&self, wanted: &PortRef) -> String {
+    fn why_none(&self, wanted: &PortRef, family: Family) -> String {
         if self.by_name.is_empty() {
             return "there is no EndpointSlice of this Service: is it there, and does it select pods?".into();
         }
         let endpoints: usize =
             self.by_name.values().map(|slice| slice.endpoints.iter().flatten().count()).sum();
+        let allowed = family.order().iter().map(|v4| kind(*v4));
+        let allowed: Vec<&str> = allowed.collect();
+        let kinds: BTreeSet<&str> = self.by_name.values().map(|slice| slice.address_type.as_str()).collect();
+        if endpoints > 0 && kinds.iter().all(|kind| !allowed.contains(kind)) {
+            let (has, wants) = (Vec::from_iter(kinds).join(" and "), allowed.join(" and "));
+            return format!("its endpoints are {has}, and `discovery.family` takes only {wants}");
+        }
         let matched = self.by_name.values().any(|slice| slice.ports(wanted).next().is_some());
         if endpoints == 0 || matched {
             return format!("none of its {endpoints} endpoints is ready");
@@ -262,6 +281,11 @@ impl Slices {
         }
         text
     }
+}
+
+/// As the API names address types.
+fn kind(v4: bool) -> &'static str {
+    if v4 { "IPv4" } else { "IPv6" }
 }
 
 #[cfg(test)]

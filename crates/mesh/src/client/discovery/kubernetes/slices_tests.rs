@@ -82,7 +82,20 @@ fn one_family_is_chosen() {
     assert_eq!(found(&both, &grpc(), Family::PreferV6), [v6]);
     let alone = slices(&[six]);
     assert_eq!(found(&alone, &grpc(), Family::PreferV4), [v6]);
-    assert_eq!(found(&alone, &grpc(), Family::OnlyV4), [] as [&str; 0]);
+    let none = alone.addresses(&grpc(), Family::OnlyV4).unwrap_err();
+    assert_eq!(none, "its endpoints are IPv6, and `discovery.family` takes only IPv4");
+}
+
+#[test]
+fn a_label_says_whether_dns_knows_the_pods() {
+    let labelled = |labels: Value| {
+        let mut slice = slice("a", "IPv4", &[]);
+        slice["metadata"]["labels"] = labels;
+        slices(&[slice]).headless()
+    };
+    assert_eq!(labelled(json!({"service.kubernetes.io/headless": ""})), Some(true));
+    assert_eq!(labelled(json!({"kubernetes.io/service-name": "stats"})), Some(false));
+    assert_eq!(slices(&[]).headless(), None);
 }
 
 #[test]
