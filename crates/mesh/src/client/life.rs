@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Endpoint, Transport, backoff::Backoff, cluster::Shared, health, transport::Ended};
+use super::{Endpoint, State, Transport, backoff::Backoff, cluster::Shared, health, transport::Ended};
 
 /// Keepalive pings are not spread further apart than 2⁸ times the configured interval.
 const CALMEST: u32 = 8;
@@ -77,6 +77,9 @@ async fn use_up(shared: &Shared, endpoint: &Endpoint, transport: &Transport) -> 
             shared.problem(endpoint, problem);
         }
         endpoint.heard(said);
+        if endpoint.state() == State::NotServing {
+            shared.options.discover.hurry();
+        }
     });
     tokio::select! {
         ended = transport.ended() => ended,

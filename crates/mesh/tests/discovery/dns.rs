@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hickory_resolver::proto::rr::RecordType;
 use sightline_mesh::client::{
-    Address, Discover,
+    Address, Cluster, ClusterOptions, Discover,
     discovery::{AddressStream, DiscoverOptions, Dns, DnsOptions, Family, PaceOptions, Targets},
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -100,6 +100,41 @@ async fn an_answer_is_used_for_its_ttl() {
     arrives(&mut answers, &["10.0.0.2:7402"]).await;
     // A second, spread by a fifth.
     assert!(since.elapsed() >= Duration::from_millis(700), "asked again after {:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn who_lost_a_replica_asks_sooner_but_not_before_the_floor() {
+    let names = Names::start().await;
+    names.addresses(POD, 3600, &["10.0.0.1"]);
+    let mut options = options(&names);
+    options.pace.floor = Duration::from_millis(300);
+    options.pace.ceiling = Duration::from_secs(3600);
+    let dns = Dns::addresses(POD, 7402, options);
+    let since = Instant::now();
+    let mut answers = dns.watch();
+    arrives(&mut answers, &["10.0.0.1:7402"]).await;
+    names.addresses(POD, 3600, &["10.0.0.2"]);
+    dns.hurry();
+    arrives(&mut answers, &["10.0.0.2:7402"]).await;
+    assert!(since.elapsed() >= Duration::from_millis(300), "asked again after {:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_cluster_asks_again_when_a_replica_is_lost() {
+    let names = Names::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    names.addresses(POD, 3600, &["127.0.0.1"]);
+    let mut options = options(&names);
+    options.pace.ceiling = Duration::from_secs(3600);
+    let cluster = Cluster::start(ClusterOptions::new("classifier", Dns::addresses(POD, port, options)));
+    let connection = timeout(LONG, listener.accept()).await.unwrap().unwrap();
+    names.addresses(POD, 3600, &["127.0.0.2"]);
+    // What was no HTTP/2 connection yet ends.
+    drop(connection);
+    let mut sets = cluster.endpoints();
+    let moved = sets.wait_for(|set| set.iter().any(|of| of.address().authority.starts_with("127.0.0.2:")));
+    timeout(LONG, moved).await.expect("the new replica was not found").unwrap();
 }
 
 #[tokio::test]

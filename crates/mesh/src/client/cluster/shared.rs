@@ -112,6 +112,7 @@ impl Shared {
     pub(in crate::client) fn failed(&self, endpoint: &Endpoint, problem: String) {
         self.problem(endpoint, &problem);
         endpoint.disconnected(problem);
+        self.options.discover.hurry();
     }
 
     /// Something went wrong with an endpoint.

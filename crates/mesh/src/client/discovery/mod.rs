@@ -33,6 +33,10 @@ pub trait Discover: fmt::Debug + Send + Sync + 'static {
     /// be had; it ends nothing, and whoever listens keeps the last set that was not empty. A stream that ends leaves
     /// the last set as it is.
     fn watch(&self) -> AddressStream;
+
+    /// A replica broke, could not be reached, or stops: the set is probably another one now. Whoever asks from time to
+    /// time asks sooner; whoever is told of changes has nothing to do.
+    fn hurry(&self) {}
 }
 
 /// An answer that could not be had.

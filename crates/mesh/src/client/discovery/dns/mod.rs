@@ -1,6 +1,7 @@
 //! Replicas by DNS: address records of one name, or SRV records.
 //!
-//! The name is asked again when its answer's TTL ends, within a floor and a ceiling. hickory-resolver does the asking,
+//! The name is asked again when its answer's TTL ends, within a floor and a ceiling, and after the floor already when a
+//! replica is lost. hickory-resolver does the asking,
 //! because the system's `getaddrinfo` gives neither TTLs nor SRV records and blocks a thread; the search path, `ndots`
 //! and name servers come from `/etc/resolv.conf`, which is read again after a failure. Its cache is off: asking again is
 //! the point.
@@ -8,12 +9,15 @@
 mod lookup;
 mod srv;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use lookup::{Failure, Found, Lookup};
 use serde::{Deserialize, Serialize};
 use srv::Srv;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 
 use super::{
     AddressStream, Discover,
@@ -73,7 +77,7 @@ impl Default for DnsOptions {
         Self {
             family: Family::default(),
             pace: PaceOptions {
-                // CoreDNS answers with a TTL of 5 s; below a second a mesh of hundreds of pods is a load of its own.
+                // CoreDNS answers with a TTL of 5 s, of 30 s as kubeadm sets it up; below a second a mesh of hundreds of pods is a load of its own.
                 floor: Duration::from_secs(1),
                 // A zone with TTLs of an hour must not hide a new replica for an hour.
                 ceiling: Duration::from_secs(30),
@@ -100,18 +104,23 @@ enum Question {
 pub struct Dns {
     question: Question,
     options: DnsOptions,
+    hurried: Arc<Notify>,
 }
 
 impl Dns {
     /// Every address of `name` is a replica, on `port`.
     pub fn addresses(name: impl Into<String>, port: u16, options: DnsOptions) -> Self {
-        Self { question: Question::Addresses { name: name.into(), port }, options }
+        Self::asking(Question::Addresses { name: name.into(), port }, options)
     }
 
     /// Every SRV record of `name` is a replica, with its own port and weight. Records of a higher priority number than the
     /// lowest there is are spares (RFC 2782) and not used.
     pub fn srv(name: impl Into<String>, options: DnsOptions) -> Self {
-        Self { question: Question::Srv { name: name.into() }, options }
+        Self::asking(Question::Srv { name: name.into() }, options)
+    }
+
+    fn asking(question: Question, options: DnsOptions) -> Self {
+        Self { question, options, hurried: Arc::default() }
     }
 
     async fn run(self, outlet: Outlet) {
@@ -119,11 +128,17 @@ impl Dns {
         let mut lookup = None;
         let mut srv = Srv::default();
         loop {
+            let soonest = Instant::now() + self.options.pace.floor;
             let answer = timeout(self.options.timeout, self.ask(&mut lookup, &mut srv)).await;
             let pause = match answer {
                 Ok(Ok(found)) => {
                     outlet.found(found.addresses).await;
-                    pace.after_answer(found.ttl)
+                    let sooner = async {
+                        self.hurried.notified().await;
+                        sleep_until(soonest).await;
+                    };
+                    timeout(pace.after_answer(found.ttl), sooner).await.ok();
+                    continue;
                 }
                 Ok(Err(failure)) => {
                     outlet.problem(&failure.problem).await;
@@ -161,6 +176,10 @@ impl Discover for Dns {
             Question::Addresses { name, port } => format!("dns://{name}:{port}"),
             Question::Srv { name } => format!("dns+srv://{name}"),
         }
+    }
+
+    fn hurry(&self) {
+        self.hurried.notify_one();
     }
 
     fn watch(&self) -> AddressStream {
