@@ -24,7 +24,7 @@ sightline_config::settings! {
         /// Listen beyond loopback although nobody has to show a token. Only for closed networks.
         pub insecure: bool = false,
         /// Threads that serve calls. Unset: one where `serve` runs nothing but a rate limiter, which mostly waits for Redis and
-        /// decides more than 100,000 checks a second on one, for a quarter less CPU each than on two that hand calls to each
+        /// decides some 90,000 checks a second on one, for a quarter less CPU each than on two that hand calls to each
         /// other; else as many as cores.
         pub worker_threads: Option<usize> = None,
     }

@@ -22,11 +22,12 @@ sightline_config::settings! {
     pub struct IngestConfig in "ingest" {
         /// Where clients connect, by gRPC or grpc-web.
         pub listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7401)),
-        /// Replicas of the classifier.
+        /// Replicas of the classifier: a list of "http://host:port", or one name alone: "dns://name:port",
+        /// "dns+srv://_grpc._tcp.name", "k8s://namespace/service:port".
         pub classifier: Vec<String> = vec!["http://127.0.0.1:7402".into()],
-        /// Replicas of the rate limiter.
+        /// Replicas of the rate limiter, as for `classifier`.
         pub ratelimiter: Vec<String> = vec!["http://127.0.0.1:7403".into()],
-        /// Replicas of the statistics.
+        /// Replicas of the statistics, as for `classifier`.
         pub stats: Vec<String> = vec!["http://127.0.0.1:7404".into()],
         /// Web origins that may call by grpc-web, such as "https://app.example.com"; "*" for all.
         pub cors_origins: Vec<String> = vec![],

@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::asked_to_stop;
+use super::{INTERRUPTED, asked_to_stop};
 use crate::{args::Mesh, output};
 
 /// How long the admin port may take to answer.
@@ -47,24 +47,39 @@ pub(crate) async fn run(command: Mesh) -> Result<ExitCode> {
     }
     let live = io::stdout().is_terminal() && !once && !json;
     let stop = asked_to_stop()?;
-    tokio::pin!(stop);
-    loop {
-        let page = ask(&admin).await?;
-        match (json, live) {
-            (true, _) => output::line(&page.to_string())?,
-            (false, true) => {
-                write!(io::stdout(), "{CLEAR}")?;
-                show(&page)?;
+    if !live {
+        let page = tokio::select! {
+            page = ask(&admin) => page?,
+            () = stop => return Ok(ExitCode::from(INTERRUPTED)),
+        };
+        match json {
+            true => output::line(&page.to_string())?,
+            false => show(&page)?,
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut seen = false;
+    let watched = async {
+        loop {
+            match ask(&admin).await {
+                Ok(page) => {
+                    seen = true;
+                    write!(io::stdout(), "{CLEAR}")?;
+                    show(&page)?;
+                }
+                // Whoever watches a process that restarts goes on watching.
+                Err(error) if seen => {
+                    write!(io::stdout(), "{CLEAR}")?;
+                    output::line(&format!("{error:#}\nasked again every {every:?}"))?;
+                }
+                Err(error) => return Err(error),
             }
-            (false, false) => show(&page)?,
+            tokio::time::sleep(every).await;
         }
-        if !live {
-            return Ok(ExitCode::SUCCESS);
-        }
-        tokio::select! {
-            () = &mut stop => return Ok(ExitCode::SUCCESS),
-            () = tokio::time::sleep(every) => {}
-        }
+    };
+    tokio::select! {
+        failed = watched => failed,
+        () = stop => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -16,7 +16,10 @@ use std::{io, process::ExitCode};
 use anyhow::Result;
 use clap::CommandFactory;
 
-use crate::args::{Cli, Command};
+use crate::{
+    args::{Cli, Command},
+    settings,
+};
 
 /// The exit code of a command that was interrupted before it was done: what shells show for Ctrl-C.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -45,6 +48,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
 pub(crate) fn worker_threads(cli: &Cli) -> Result<Option<usize>> {
     match &cli.command {
         Command::Serve(command) => serve::worker_threads(&cli.settings, command),
+        Command::Dev(_) => Ok(settings::read(&cli.settings)?.node.worker_threads),
         _ => Ok(None),
     }
 }

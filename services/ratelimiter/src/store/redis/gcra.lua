@@ -2,7 +2,7 @@
 --
 -- KEYS     The counters of the batch, each once; in a Cluster all in one slot. A counter's value is two big-endian doubles:
 --          its theoretical arrival time, and until when its key is sure to be kept; both in microseconds since 1970. A missing
---          one, or one of another length, is as if never used.
+--          one, or one of another length, is as if never used. Another layout needs other keys (LAYOUT in key.rs).
 -- ARGV[1]  Whole numbers, packed by MessagePack as one array, so that a check costs Redis one short string to parse:
 --            now     microseconds since 1970, for tests; 0: the clock of this server
 --            grace   milliseconds for which a key outlives what its value says
