@@ -60,7 +60,6 @@ impl<S: Store> Service<S> {
 
 #[tonic::async_trait]
 impl<S: Store> RateLimiterService for Service<S> {
-    #[instrument(name = "ratelimiter.check", skip_all)]
     async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
         let deadline = Deadline::from_metadata(request.metadata(), LONGEST_CHECK);
         let check = request.into_inner();

@@ -25,7 +25,6 @@ use sightline_proto::envoy::{
     },
 };
 use tonic::{Request, Response, Status};
-use tracing::instrument;
 
 use self::descriptors::{Domains, Found, Limit, Unit};
 use crate::{
@@ -127,7 +126,6 @@ impl<S: Store> EnvoyService<S> {
 
 #[tonic::async_trait]
 impl<S: Store> RateLimitService for EnvoyService<S> {
-    #[instrument(name = "ratelimiter.should_rate_limit", skip_all)]
     async fn should_rate_limit(
         &self,
         request: Request<RateLimitRequest>,
