@@ -315,6 +315,7 @@ async fn bad_new_files_keep_the_old_ones_and_are_said() {
         ((cert.clone(), strange), "is not the key of"),
         ((String::new(), key.clone()), "holds no certificate"),
         ((cert.clone(), broken), "holds no private key"),
+        (authority.issue(&["stats.example"], DAY), "the certificate before it names one"),
     ] {
         secret.replace(bad, &[&authority]);
         stats.look_now();
@@ -342,7 +343,7 @@ async fn bad_new_files_keep_the_old_ones_and_are_said() {
     }
     assert!(call(&connector(&ingest), address).await.is_ok());
     let seen = metrics.render();
-    assert!(seen.contains(r#"mesh_certificate_reloads_total{identity="mesh",outcome="bad"} 3"#), "{seen}");
+    assert!(seen.contains(r#"mesh_certificate_reloads_total{identity="mesh",outcome="bad"} 4"#), "{seen}");
     assert!(seen.contains(r#"mesh_certificate_expires_seconds{identity="mesh"}"#), "{seen}");
 }
 

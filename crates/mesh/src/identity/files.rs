@@ -124,6 +124,13 @@ impl TlsFiles {
         })
     }
 
+    /// The certificate would take the name from whoever has one.
+    pub(crate) fn nameless(&self) -> TlsError {
+        let problem = "the certificate does not name exactly one SPIFFE id, and the certificate before it names one: \
+                       issue it with the URI among its subject's alternative names";
+        self.fail(&self.cert, problem)
+    }
+
     fn fail(&self, path: &Path, problem: impl Into<String>) -> TlsError {
         TlsError { setting: self.setting, path: path.to_owned(), problem: problem.into() }
     }

@@ -136,7 +136,12 @@ impl Identity {
     async fn read(&self) -> Result<Material, TlsError> {
         let files = self.files.clone();
         let reading = tokio::task::spawn_blocking(move || files.read());
-        reading.await.expect("reading files is neither cancelled nor does it panic")
+        let material = reading.await.expect("reading files is neither cancelled nor does it panic")?;
+        // With it every peer that goes by a list would turn us away.
+        if material.id.is_none() && self.current.load().id.is_some() {
+            return Err(self.files.nameless());
+        }
+        Ok(material)
     }
 
     fn count(&self, outcome: &'static str) {
