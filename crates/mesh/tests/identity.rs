@@ -351,25 +351,61 @@ async fn bad_new_files_keep_the_old_ones_and_are_said() {
 async fn handshakes_are_bounded_in_time_and_number() {
     let authority = Authority::new("mesh");
     let stats = load(&Secret::new(authority.issue(&[STATS], DAY), &[&authority]));
-    let limits = HandshakeLimits { timeout: Duration::from_millis(300), at_once: 2 };
+    let limits = HandshakeLimits { timeout: Duration::from_secs(1), at_once: 2 };
     let acceptor = Acceptor::edge("slow", &stats, limits);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut silent = Vec::new();
+    let hello = client_hello(&authority).await;
+    let mut open = Vec::new();
     let mut handshakes = Vec::new();
-    for _ in 0..3 {
-        silent.push(TcpStream::connect(address).await.unwrap());
+    // Whoever says nothing, or half of its first message, has no place: two others that stop there have both.
+    for said in [&[], &hello[..hello.len() / 2], &hello, &[], &hello, &hello] {
+        let mut client = TcpStream::connect(address).await.unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
+        client.write_all(said).await.unwrap();
         let acceptor = acceptor.clone();
         handshakes.push(tokio::spawn(async move { acceptor.handshake(stream, peer).await.map(drop) }));
-        tokio::task::yield_now().await;
+        // Its handshake has begun when the server has answered.
+        if said.len() == hello.len() {
+            client.read_u8().await.ok();
+        }
+        open.push(client);
     }
     let mut kinds = Vec::new();
     for handshake in handshakes {
         kinds.push(handshake.await.unwrap().unwrap_err().kind());
     }
     use std::io::ErrorKind::{ConnectionRefused, TimedOut};
-    assert_eq!(kinds, [TimedOut, TimedOut, ConnectionRefused]);
+    assert_eq!(kinds, [TimedOut, TimedOut, TimedOut, TimedOut, TimedOut, ConnectionRefused]);
+}
+
+/// What a client says first.
+async fn client_hello(authority: &Authority) -> Vec<u8> {
+    let (ours, mut theirs) = tokio::io::duplex(16 << 10);
+    let connecting = nameless(authority).connect("stats".try_into().unwrap(), ours);
+    let mut hello = vec![0; 16 << 10];
+    let read = tokio::select! {
+        _ = connecting => panic!("nobody answers"),
+        read = theirs.read(&mut hello) => read.unwrap(),
+    };
+    hello.truncate(read);
+    hello
+}
+
+/// Parting from a peer that was refused takes as long as the peer likes, and no place.
+#[tokio::test]
+async fn whoever_is_refused_holds_no_place_while_it_stays() {
+    let authority = Authority::new("mesh");
+    let stats = load(&Secret::new(authority.issue(&["stats", STATS], DAY), &[&authority]));
+    let ingest = load(&Secret::new(authority.issue(&[INGEST], DAY), &[&authority]));
+    let limits = HandshakeLimits { timeout: Duration::from_secs(5), at_once: 1 };
+    let list = list("tls.callers.stats", &[INGEST]);
+    let (address, _server) = serve(Acceptor::mutual("stats", &stats, list, limits).unwrap()).await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut refused = nameless(&authority).connect("stats".try_into().unwrap(), stream).await.unwrap();
+    refused.read_u8().await.unwrap_err();
+    // It does not close its end.
+    assert_eq!(call(&connector(&ingest), address).await.as_deref(), Ok(INGEST));
 }
 
 #[tokio::test]

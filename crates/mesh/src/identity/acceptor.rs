@@ -24,7 +24,7 @@ use tokio::{
     sync::Semaphore,
     time::Instant,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::{debug, warn};
 
 use crate::{
@@ -52,7 +52,8 @@ const PARTING_READS: usize = 64;
 pub struct HandshakeLimits {
     /// From the connection to the end of the handshake.
     pub timeout: Duration,
-    /// At once; connections beyond it are closed, so that a flood of them costs a file descriptor each for a moment only.
+    /// At once, each counted from the whole of the client's first message: whoever says nothing has no place. Connections
+    /// beyond it are closed, so that a flood of them costs a file descriptor each for a moment only.
     pub at_once: usize,
 }
 
@@ -60,7 +61,7 @@ pub struct HandshakeLimits {
 #[derive(Clone)]
 pub struct Acceptor {
     server: &'static str,
-    tls: TlsAcceptor,
+    tls: Arc<ServerConfig>,
     list: Option<AllowList>,
     limits: HandshakeLimits,
     permits: Arc<Semaphore>,
@@ -139,7 +140,7 @@ impl Acceptor {
         describe_histogram!("mesh_handshake_seconds", "Good TLS handshakes of servers");
         Self {
             server,
-            tls: TlsAcceptor::from(Arc::new(config)),
+            tls: Arc::new(config),
             list,
             limits,
             permits: Arc::new(Semaphore::new(limits.at_once)),
@@ -162,16 +163,7 @@ impl Acceptor {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let since = Instant::now();
-        let Ok(_permit) = self.permits.try_acquire() else {
-            self.count("busy");
-            let most = self.limits.at_once;
-            return Err(io::Error::new(
-                io::ErrorKind::ConnectionRefused,
-                format!("{most} handshakes are under way"),
-            ));
-        };
-        let handshake = tokio::time::timeout(self.limits.timeout, self.tls.accept(stream).into_fallible());
-        let stream = match handshake.await {
+        let stream = match tokio::time::timeout(self.limits.timeout, self.shake(stream)).await {
             Err(_) => {
                 self.count("timeout");
                 return Err(io::Error::new(
@@ -179,9 +171,19 @@ impl Acceptor {
                     format!("the handshake took longer than {:?}", self.limits.timeout),
                 ));
             }
-            Ok(Err((error, stream))) => {
+            Ok(Err(Failed::Busy)) => {
+                self.count("busy");
+                let most = self.limits.at_once;
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    format!("{most} handshakes are under way"),
+                ));
+            }
+            Ok(Err(Failed::Handshake(error, stream))) => {
                 let error = self.failed(peer, error);
-                part(stream).await;
+                if let Some(stream) = stream {
+                    part(stream).await;
+                }
                 return Err(error);
             }
             Ok(Ok(stream)) => stream,
@@ -194,6 +196,21 @@ impl Acceptor {
         self.count("ok");
         self.duration.record(since.elapsed());
         Ok((stream, identity))
+    }
+
+    /// Waits for the client's first message, which costs us nothing but its bytes; the rest needs a place.
+    async fn shake<IO>(&self, stream: IO) -> Result<TlsStream<IO>, Failed<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+        let started = match (&mut hello).await {
+            Ok(started) => started,
+            Err(error) => return Err(Failed::Handshake(error, hello.take_io())),
+        };
+        let _place = self.permits.try_acquire().map_err(|_| Failed::Busy)?;
+        let handshake = started.into_stream(Arc::clone(&self.tls)).into_fallible();
+        handshake.await.map_err(|(error, stream)| Failed::Handshake(error, Some(stream)))
     }
 
     fn failed(&self, peer: SocketAddr, error: io::Error) -> io::Error {
@@ -246,6 +263,14 @@ impl Acceptor {
         counter!("mesh_identity_refused_total", "server" => self.server, "identity" => identity, "list" => list)
             .increment(1);
     }
+}
+
+/// Why there is no connection.
+enum Failed<IO> {
+    /// Too many handshakes are under way.
+    Busy,
+    /// The handshake has failed; what it was on, where that is left.
+    Handshake(io::Error, Option<IO>),
 }
 
 impl Accept for Acceptor {
