@@ -206,6 +206,67 @@ async fn without_any_keys_the_door_is_shut_and_it_is_said() {
     .await;
 }
 
+/// A key of a file has no name: it is tried for every token, and stands for no name that a token gives.
+#[tokio::test]
+async fn a_new_key_is_fetched_although_a_file_has_one_without_a_name() {
+    let (of_file, old, new) = (Issuer::ed25519("file"), Issuer::ed25519("old"), Issuer::ed25519("new"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("public.pem");
+    std::fs::write(&path, &of_file.pem).unwrap();
+    let site = Arc::new(Site::default());
+    site.publish(200, set(&[&old]));
+    let (address, _host) = host(&site, None).await;
+    let verifier = verifier(&AuthConfig { public_key_file: Some(path), ..config(address) });
+    let error = verifier.verify(&new.sign(&good())).unwrap_err();
+    assert_eq!(error.reason, "TOKEN_KEYS_UNAVAILABLE", "its key may be behind the URL");
+    let _watch = verifier.watch(Dependencies::default().register("auth"));
+    for issuer in [&of_file, &old] {
+        assert!(verifier.verify_fresh(&issuer.sign(&good())).await.is_ok(), "{}", issuer.kid);
+    }
+    assert_eq!(verifier.verify(&new.sign(&good())).unwrap_err().reason, "TOKEN_KEY");
+    site.publish(200, set(&[&old, &new]));
+    assert!(verifier.verify_fresh(&new.sign(&good())).await.is_ok());
+    let impostor = Issuer::ed25519("old").sign(&good());
+    assert_eq!(verifier.verify(&impostor).unwrap_err().reason, "TOKEN_SIGNATURE");
+}
+
+/// Each call that waits for the issuer has a place at the server.
+#[tokio::test]
+async fn while_the_issuer_hangs_few_calls_wait_for_it_and_good_tokens_for_nothing() {
+    const CALLS: usize = 400;
+    let (known, stranger) = (Issuer::ed25519("known"), Issuer::ed25519("stranger"));
+    let site = Arc::new(Site::default());
+    site.publish(200, set(&[&known]));
+    let (address, serving) = host(&site, None).await;
+    let timeout = HumanDuration::from_secs(2);
+    let verifier = verifier(&AuthConfig { jwks_timeout: timeout, ..config(address) });
+    let _watch = verifier.watch(Dependencies::default().register("auth"));
+    assert!(verifier.verify_fresh(&known.sign(&good())).await.is_ok());
+    drop(serving);
+    // Somebody else listens there, as soon as the site is gone.
+    let _silent = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let began = Instant::now();
+    let token = stranger.sign(&good());
+    let calls = (0..CALLS).map(|_| async {
+        let error = verifier.verify_fresh(&token).await.unwrap_err();
+        (error.reason == "TOKEN_KEYS_UNAVAILABLE" && error.retry_after.is_some(), began.elapsed())
+    });
+    let (calls, good_one) = tokio::join!(futures_util::future::join_all(calls), async {
+        (verifier.verify_fresh(&known.sign(&good())).await.is_ok(), began.elapsed())
+    });
+    assert!(good_one.0 && good_one.1 < Duration::from_secs(1), "{good_one:?}");
+    let at_once = calls.iter().filter(|(_, after)| *after < Duration::from_secs(1)).count();
+    assert_eq!(at_once, CALLS - 256);
+    assert!(
+        calls.iter().all(|(asked_to_return, after)| *asked_to_return == (*after < Duration::from_secs(1)))
+    );
+}
+
 #[tokio::test]
 async fn https_is_verified_against_the_authorities_that_are_named() {
     let (authority, other) = (Authority::new("web"), Authority::new("other"));

@@ -195,6 +195,11 @@ fn a_shared_secret_takes_hs256_and_nothing_else_does() {
     assert!(verifier.verify(&token(Header::default())).is_ok());
     let error = verifier.verify(&Issuer::rsa("a").sign(&good())).unwrap_err();
     assert_eq!(error.reason, "TOKEN_ALGORITHM");
+    // Where no key has a name, those of tokens say nothing.
+    let forged = EncodingKey::from_secret(b"another secret that is as long as that");
+    let named = Header { kid: Some("any".into()), ..Header::default() };
+    let forged = jsonwebtoken::encode(&named, &good(), &forged).unwrap();
+    assert_eq!(verifier.verify(&forged).unwrap_err().reason, "TOKEN_SIGNATURE");
     // The secret must not be a public key, which is none.
     fs::write(path, "-----BEGIN PUBLIC KEY-----\nand so on and so on").unwrap();
     let said = Verifier::from_config(&config).unwrap_err().to_string();

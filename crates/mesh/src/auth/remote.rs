@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use metrics::{counter, describe_counter};
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{info, warn};
@@ -20,6 +20,22 @@ use super::{
     keys::{Key, read_set},
 };
 
+/// Calls that may wait for a fetch at once. Each has its place at the server meanwhile, of which there are 1,024 by default
+/// (`server.max_calls`): an issuer that hangs, and tokens with made-up keys, leave three quarters to those whose keys are
+/// here.
+const MAX_WAITING: usize = 256;
+
+/// Whether the keys are worth another look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// The set was fetched once more, or that has failed.
+    Fetched,
+    /// It was asked for a moment ago, or no answer came.
+    TooSoon,
+    /// As many calls wait for it as may.
+    Crowded,
+}
+
 /// See the module.
 pub(super) struct Remote {
     url: String,
@@ -29,6 +45,7 @@ pub(super) struct Remote {
     /// The last good set; none before the first.
     keys: ArcSwapOption<Vec<Key>>,
     progress: watch::Sender<Progress>,
+    waiting: Semaphore,
     problem: Mutex<Option<String>>,
 }
 
@@ -72,6 +89,7 @@ impl Remote {
             least: config.jwks_min_refresh.0,
             keys: ArcSwapOption::empty(),
             progress: watch::Sender::new(Progress::default()),
+            waiting: Semaphore::new(MAX_WAITING),
             problem: Mutex::new(None),
         }))
     }
@@ -87,17 +105,20 @@ impl Remote {
     }
 
     /// Waits until the set has been fetched once more, if it may be: the answer to a token that names an unknown key.
-    /// Whether the keys are worth another look.
-    pub(super) async fn look_again(&self) -> bool {
+    pub(super) async fn look_again(&self) -> Looked {
         let mut progress = self.progress.subscribe();
         let seen = *progress.borrow_and_update();
         if seen.begun && !seen.fetching && !seen.asked && !self.ask() {
-            return false;
+            return Looked::TooSoon;
         }
+        let Ok(_place) = self.waiting.try_acquire() else { return Looked::Crowded };
         // The fetch bounds itself; this is for a task that does not run.
         let patience = self.fetch.timeout() + Duration::from_millis(100);
         let ended = progress.wait_for(|now| now.ended > seen.ended);
-        timeout(patience, ended).await.is_ok_and(|ended| ended.is_ok())
+        match timeout(patience, ended).await {
+            Ok(Ok(_)) => Looked::Fetched,
+            _ => Looked::TooSoon,
+        }
     }
 
     /// Asks for a fetch, if the last one that was asked for is long enough ago.

@@ -19,6 +19,8 @@ pub(super) struct Rules {
     pub(super) audience: String,
     pub(super) issuer: Option<String>,
     pub(super) leeway: Duration,
+    /// There are keys behind a URL: one that a token names and that is not here may be there.
+    pub(super) more_keys: bool,
 }
 
 /// A token whose signature has not been looked at.
@@ -72,7 +74,7 @@ impl<'a> Token<'a> {
         keys: impl Iterator<Item = &'k Key>,
         rules: &Rules,
     ) -> Result<Claims, RpcError> {
-        self.check_signature(keys)?;
+        self.check_signature(keys, rules.more_keys)?;
         let claims = json(self.payload)
             .ok_or_else(|| refuse(reason::TOKEN_INVALID, "the token's claims are not JSON in base64url"))?;
         check_times(&claims, rules.leeway, now())?;
@@ -83,11 +85,20 @@ impl<'a> Token<'a> {
         })
     }
 
-    fn check_signature<'k>(&self, keys: impl Iterator<Item = &'k Key>) -> Result<(), RpcError> {
+    fn check_signature<'k>(
+        &self,
+        keys: impl Iterator<Item = &'k Key>,
+        more_keys: bool,
+    ) -> Result<(), RpcError> {
         let (mut named, mut tried) = (false, false);
+        // A key without a name is tried too. It does not stand for the one that the token names, where keys have names.
+        let (mut have_names, mut is_here) = (more_keys, self.kid.is_none());
         for key in keys {
-            if matches!((&key.kid, &self.kid), (Some(ours), Some(theirs)) if ours != theirs) {
-                continue;
+            have_names |= key.kid.is_some();
+            match (&key.kid, &self.kid) {
+                (Some(ours), Some(theirs)) if ours != theirs => continue,
+                (Some(_), Some(_)) => is_here = true,
+                _ => {}
             }
             named = true;
             if key.algorithm != self.algorithm {
@@ -100,7 +111,8 @@ impl<'a> Token<'a> {
             }
         }
         let (kid, algorithm) = (self.kid.as_deref().unwrap_or_default(), self.algorithm);
-        Err(match (named, tried) {
+        let named = named && (is_here || !have_names);
+        Err(match (named, tried && named) {
             (_, true) => refuse(reason::TOKEN_SIGNATURE, "the token's signature does not fit the key"),
             (true, false) => refuse(
                 reason::TOKEN_ALGORITHM,

@@ -12,7 +12,7 @@ use tracing::info;
 use super::{
     AuthConfig, AuthError, Claims,
     keys::{Key, read_files},
-    remote::Remote,
+    remote::{Looked, Remote},
     token::{Rules, Token},
 };
 use crate::error::{RpcError, reason};
@@ -53,6 +53,7 @@ impl Verifier {
             audience: config.audience.clone(),
             issuer: config.issuer.clone(),
             leeway: config.leeway.0,
+            more_keys: remote.is_some(),
         };
         Ok(Some(Arc::new(Self {
             config: config.clone(),
@@ -77,9 +78,7 @@ impl Verifier {
         match (verified, &fetched) {
             // Perhaps its key is among those that we do not have.
             (Err(error), Some(None)) if is_about_keys(&error) => {
-                let message = "the keys to check tokens with have not been fetched yet: try again";
-                let error = RpcError::new(Code::Unavailable, reason::TOKEN_KEYS_UNAVAILABLE, message);
-                Err(error.retry_after(self.config.jwks_min_refresh.0))
+                Err(self.try_again("the keys to check tokens with have not been fetched yet"))
             }
             (verified, _) => verified,
         }
@@ -92,15 +91,20 @@ impl Verifier {
     /// As [`Verifier::verify`].
     pub async fn verify_fresh(&self, token: &str) -> Result<Claims, RpcError> {
         match (self.verify(token), &self.remote) {
-            (Err(error), Some(remote)) if is_about_keys(&error) => {
-                if remote.look_again().await {
-                    self.verify(token)
-                } else {
-                    Err(error)
-                }
-            }
+            (Err(error), Some(remote)) if is_about_keys(&error) => match remote.look_again().await {
+                Looked::Fetched => self.verify(token),
+                Looked::TooSoon => Err(error),
+                Looked::Crowded => Err(self.try_again("many calls wait for the keys to check tokens with")),
+            },
             (verified, _) => verified,
         }
+    }
+
+    /// Nobody can say yet whether the token is good.
+    fn try_again(&self, why: &str) -> RpcError {
+        let message = format!("{why}: try again");
+        let error = RpcError::new(Code::Unavailable, reason::TOKEN_KEYS_UNAVAILABLE, message);
+        error.retry_after(self.config.jwks_min_refresh.0)
     }
 
     /// Reads the files again every `auth.reload_interval` and fetches the URL every `auth.jwks_refresh`, until the handle is

@@ -15,6 +15,9 @@ pub struct Issuer {
     key: EncodingKey,
     /// The public key.
     jwk: Value,
+    /// The same, of an Ed25519 pair, as a file holds it.
+    #[allow(dead_code)] // not every test that includes this file writes one
+    pub pem: String,
 }
 
 impl Issuer {
@@ -36,13 +39,14 @@ impl Issuer {
             algorithm: Algorithm::EdDSA,
             key,
             jwk: json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x}),
+            pem: pair.public_key_pem(),
         }
     }
 
     fn of(kid: &'static str, algorithm: Algorithm, key: EncodingKey) -> Self {
         let mut jwk = serde_json::to_value(Jwk::from_encoding_key(&key, algorithm).unwrap()).unwrap();
         jwk["kid"] = kid.into();
-        Self { kid, algorithm, key, jwk }
+        Self { kid, algorithm, key, jwk, pem: String::new() }
     }
 
     /// The public key as an issuer publishes it.
