@@ -59,6 +59,8 @@ pub mod reason {
     pub const TOKEN_SCOPE: &str = "TOKEN_SCOPE";
     /// The message is larger than the server takes.
     pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
+    /// The message is compressed and cannot be unpacked.
+    pub const MESSAGE_DAMAGED: &str = "MESSAGE_DAMAGED";
     /// The server has as much to do as it may; another replica, or the same a little later, will serve.
     pub const OVERLOADED: &str = "OVERLOADED";
     /// The caller has as many calls open as one may.
@@ -70,6 +72,11 @@ pub mod reason {
     /// An answer that does not fit the protocol.
     pub const PROTOCOL: &str = "PROTOCOL";
 }
+
+/// What tonic's messages about compressed messages begin with (`codec/decode.rs`); they have no other mark.
+const UNPACKING: &str = "Error decompressing: ";
+/// What they end with where it is not an answer that is damaged.
+const SENDING: &str = ", while sending request";
 
 /// An error as a caller sees it: code, stable reason and a message for people (promise P8).
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -122,14 +129,34 @@ impl RpcError {
         self
     }
 
-    /// Reads what our own server's transport says of a message that a client sent: one over the size limit has a reason
-    /// like every other error (P8).
+    /// Reads what our own server's transport says of a message that a client sent: one over the size limit, packed or
+    /// not, and one that cannot be unpacked have a reason like every other error (P8).
     pub fn from_inbound(status: &Status) -> Self {
-        let mut error = Self::from_status(status);
-        if status.code() == Code::OutOfRange && status.details().is_empty() {
-            error.reason = reason::MESSAGE_TOO_LARGE.to_owned();
+        Self::of_transport(status).unwrap_or_else(|| Self::from_status(status))
+    }
+
+    /// What the transport says by itself; `None` for what others say.
+    pub(crate) fn of_transport(status: &Status) -> Option<Self> {
+        if !status.details().is_empty() {
+            return None;
         }
-        error
+        let unpacking = status.message().strip_prefix(UNPACKING);
+        let sent = unpacking.and_then(|problem| problem.strip_suffix(SENDING));
+        let (code, reason, message) = match (status.code(), sent.or(unpacking)) {
+            (Code::OutOfRange, _) => {
+                (Code::OutOfRange, reason::MESSAGE_TOO_LARGE, status.message().to_owned())
+            }
+            (Code::ResourceExhausted, Some(problem)) => {
+                (Code::OutOfRange, reason::MESSAGE_TOO_LARGE, format!("the message is too large: {problem}"))
+            }
+            (Code::Internal, Some(problem)) if sent.is_some() => (
+                Code::InvalidArgument,
+                reason::MESSAGE_DAMAGED,
+                format!("the message cannot be unpacked by its `grpc-encoding`: {problem}"),
+            ),
+            _ => return None,
+        };
+        Some(Self::new(code, reason, message))
     }
 
     /// Reads an error back from a status another service of ours sent. A status without our details keeps its code
@@ -213,6 +240,11 @@ mod tests {
     fn a_message_that_the_transport_refuses_gets_a_reason() {
         let large = RpcError::from_inbound(&Status::out_of_range("10 bytes, the limit is 5 bytes"));
         assert_eq!((large.code, large.reason.as_str()), (Code::OutOfRange, reason::MESSAGE_TOO_LARGE));
+        let packed = "Error decompressing: size limit, of 5 bytes, exceeded while decompressing message";
+        let packed = RpcError::from_inbound(&Status::resource_exhausted(packed));
+        assert_eq!((packed.code, packed.reason.as_str()), (Code::OutOfRange, reason::MESSAGE_TOO_LARGE));
+        let full = RpcError::from_inbound(&Status::resource_exhausted("no memory"));
+        assert_eq!((full.code, full.reason.as_str()), (Code::ResourceExhausted, "RESOURCE_EXHAUSTED"));
         let ours = RpcError::new(Code::OutOfRange, "OURS", "x");
         assert_eq!(RpcError::from_inbound(&Status::from(ours.clone())), ours);
         assert_eq!(RpcError::from_inbound(&Status::internal("cannot be read")).reason, "INTERNAL");

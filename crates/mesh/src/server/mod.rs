@@ -35,7 +35,7 @@ use refuse::{Jitter, Refusals};
 use sightline_telemetry::dependencies::{Condition, Dependencies};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, Status, body::Body, service::Routes};
+use tonic::{Status, body::Body, service::Routes};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tower::{ServiceBuilder, util::MapResponseLayer};
 use tracing::{info, warn};
@@ -224,14 +224,12 @@ async fn show(dependencies: &Dependencies, health: &HealthRegistry) -> Infallibl
     }
 }
 
-/// Gives the one error that the transport itself answers a reason like every other (P8): a message over the size limit,
-/// which is turned away before it is read.
+/// Gives the errors that the transport itself answers a reason like every other (P8): a message over the size limit, and
+/// one that cannot be unpacked.
 fn explain(response: http::Response<Body>) -> http::Response<Body> {
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == Code::OutOfRange && status.details().is_empty() => {
-            Status::from(RpcError::from_inbound(&status)).into_http()
-        }
-        _ => response,
+    match Status::from_header_map(response.headers()).as_ref().and_then(RpcError::of_transport) {
+        Some(error) => Status::from(error).into_http(),
+        None => response,
     }
 }
 

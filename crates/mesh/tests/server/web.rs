@@ -1,18 +1,21 @@
 //! Browsers, compression and reflection.
 
-use sightline_mesh::server::WebOptions;
+use sightline_mesh::{RpcError, reason, server::WebOptions};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 use tokio_stream::StreamExt;
-use tonic::codec::CompressionEncoding::{Gzip, Zstd};
+use tonic::{
+    Code,
+    codec::CompressionEncoding::{Gzip, Zstd},
+};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
-use crate::support::{Running, greeter::HelloRequest, h2, head, hello, hello_framed, start};
+use crate::support::{Running, greeter::HelloRequest, h2, head, hello, hello_framed, said, start};
 
 async fn edge() -> Running {
     let page = "https://app.example.com".to_owned();
@@ -108,6 +111,23 @@ async fn what_unpacks_to_more_than_a_message_may_have_is_refused() {
     let request = HelloRequest { name: "x".into(), gift: vec![0; 64 << 20].into() };
     let refused = greeter.hello(request).await.unwrap_err();
     assert!(refused.message().contains("size limit"), "{refused:?}");
+    let error = RpcError::from_status(&refused);
+    assert_eq!((error.code, error.reason.as_str()), (Code::OutOfRange, reason::MESSAGE_TOO_LARGE));
+}
+
+#[tokio::test]
+async fn what_cannot_be_unpacked_is_the_fault_of_whoever_sent_it() {
+    let server = start(|_| {}).await;
+    let mut client = h2(server.address).await;
+    for encoding in ["gzip", "zstd"] {
+        let mut head = head("Greeter/Hello", None);
+        head.headers_mut().insert("grpc-encoding", encoding.parse().unwrap());
+        let (answer, mut body) = client.send_request(head, false).unwrap();
+        body.send_data(bytes::Bytes::from_static(b"\x01\0\0\0\x08damaged!"), true).unwrap();
+        let error = said(answer.await.unwrap().headers());
+        assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument, reason::MESSAGE_DAMAGED));
+        client = client.ready().await.unwrap();
+    }
 }
 
 #[tokio::test]
