@@ -58,6 +58,9 @@ use crate::{
 /// The largest message of a gateway: 64 descriptors of 16 entries would be 2 MB of 4-byte characters, but a proxy's header
 /// fields, from which their values come, have at most 60 KiB in all.
 const MAX_ENVOY_MESSAGE_BYTES: usize = 128 << 10;
+/// Checks undecided over all streams with which a rate limiter over its own memory is full: as many as may wait for Redis
+/// by default, and 40 ms of work at 100,000 a second.
+const UNDECIDED_IN_MEMORY: usize = 4096;
 
 /// What the rate limiter needs of the process it runs in.
 #[derive(Debug, Clone, Default)]
@@ -119,7 +122,11 @@ pub fn build(config: &RateLimiterConfig, deps: Deps) -> Result<RateLimiter, Buil
             AnyStore::Redis(RedisStore::new(link, settings(config), memory, Clock::real()))
         }
     });
-    let limits = Limits { in_flight: config.max_in_flight, grace: config.drain_timeout.0 };
+    let limits = Limits {
+        in_flight: config.max_in_flight,
+        undecided: config.redis_url.as_ref().map_or(UNDECIDED_IN_MEMORY, |_| config.redis_queue),
+        grace: config.drain_timeout.0,
+    };
     let service = Service::new(Arc::clone(&rules), Arc::clone(&store), deps.lifecycle, limits);
     Ok(RateLimiter { rules, store, service })
 }

@@ -54,7 +54,7 @@ pub(crate) struct Service<S> {
 
 impl<S: Store> Service<S> {
     pub(crate) fn new(rules: Arc<RuleSet>, store: Arc<S>, lifecycle: Lifecycle, limits: Limits) -> Self {
-        Self { decider: Arc::new(Decider::new(rules, store, limits.in_flight)), lifecycle, limits }
+        Self { decider: Arc::new(Decider::new(rules, store, limits.undecided)), lifecycle, limits }
     }
 }
 
@@ -92,7 +92,7 @@ pub(crate) struct Decider<S> {
 }
 
 impl<S: Store> Decider<S> {
-    /// Full with `capacity` checks undecided.
+    /// Full with `capacity` checks undecided, over all streams.
     pub(crate) fn new(rules: Arc<RuleSet>, store: Arc<S>, capacity: usize) -> Self {
         let events = Events::new(&rules);
         Self { rules, store, events, meter: LoadMeter::new(capacity) }
@@ -226,7 +226,7 @@ mod tests {
 
     fn over<S: Store>(store: S) -> Service<S> {
         let rules = Arc::new(RuleSet::load("production").unwrap());
-        let limits = Limits { in_flight: 8, grace: Duration::from_secs(10) };
+        let limits = Limits { in_flight: 8, undecided: 64, grace: Duration::from_secs(10) };
         Service::new(rules, Arc::new(store), Lifecycle::default(), limits)
     }
 
@@ -247,6 +247,16 @@ mod tests {
         assert!(!service.check(request("user", "u")).await.unwrap().into_inner().allowed);
         tokio::time::advance(Duration::from_nanos(1)).await;
         assert!(service.check(request("user", "u")).await.unwrap().into_inner().allowed);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_full_says_what_part_of_the_service_that_is() {
+        let service = service();
+        let working: Vec<_> = (1..8).map(|_| service.decider.meter.begin()).collect();
+        let answer =
+            service.decider.answer(CheckStreamRequest { id: 8, ..CheckStreamRequest::default() }).await;
+        assert_eq!(answer.load.unwrap().occupancy, 8.0 / 64.0);
+        drop(working);
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,8 @@ use crate::{service::Decider, store::Store};
 pub(crate) struct Limits {
     /// Checks undecided at once: what a client that says hello is granted, and what is read of any other.
     pub(crate) in_flight: usize,
+    /// Checks undecided over all streams with which the service is full.
+    pub(crate) undecided: usize,
     /// How long a client that was told to go may take.
     pub(crate) grace: Duration,
 }
@@ -123,7 +125,7 @@ mod tests {
         store::{Check, Decision, StoreError, memory::MemoryStore},
     };
 
-    const LIMITS: Limits = Limits { in_flight: 8, grace: Duration::from_secs(5) };
+    const LIMITS: Limits = Limits { in_flight: 8, undecided: 64, grace: Duration::from_secs(5) };
 
     fn over<S: Store>(store: S) -> Arc<Decider<S>> {
         Arc::new(Decider::new(Arc::new(RuleSet::load("production").unwrap()), Arc::new(store), 8))

@@ -47,7 +47,8 @@ impl Service {
             query_timeout: config.query_timeout.0,
             drain_timeout: config.drain_timeout.0,
             lifecycle,
-            meter: LoadMeter::new(config.max_in_flight_batches),
+            // All streams together: what waits to be written.
+            meter: LoadMeter::new(config.queue_batches),
         }
     }
 }

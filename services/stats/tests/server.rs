@@ -308,6 +308,16 @@ async fn a_full_queue_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_full_says_what_part_of_the_service_that_is() {
+    let mut running =
+        start(StatsConfig { max_in_flight_batches: 1, queue_batches: 64, ..StatsConfig::default() }).await;
+    let mut stream = record(&mut running.client).await;
+    stream.requests.send(RecordRequest { id: 1, events: vec![event(1)], hello: None }).await.unwrap();
+    let load = stream.answers.next().await.unwrap().unwrap().load.unwrap();
+    assert_eq!(load.occupancy, 1.0 / 64.0);
+}
+
+#[tokio::test]
 async fn a_drain_answers_what_was_read_and_ends_cleanly() {
     let mut config = StatsConfig::default();
     config.commit_max_wait.0 = Duration::from_millis(300);
