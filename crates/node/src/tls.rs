@@ -24,10 +24,11 @@ impl Tls {
         let names = Role::ALL.map(Role::name);
         let edge = config.edge_tls.identity().map_err(NodeError::Config)?;
         let mesh = config.tls.identity(&names).map_err(NodeError::Config)?;
-        for (section, timeout) in
-            [("edge_tls", config.edge_tls.handshake_timeout), ("tls", config.tls.handshake_timeout)]
-        {
-            if timeout > config.server.handshake_timeout {
+        for (section, timeout, identity) in [
+            ("edge_tls", config.edge_tls.handshake_timeout, &edge),
+            ("tls", config.tls.handshake_timeout, &mesh),
+        ] {
+            if identity.is_some() && timeout > config.server.handshake_timeout {
                 return Err(NodeError::Config(format!(
                     "`{section}.handshake_timeout` ({timeout}) is more than `server.handshake_timeout` ({}), after which \
                      the connection is closed",
@@ -130,6 +131,26 @@ mod tests {
         config.ingest.stats = vec!["http://a:1".into(), "https://b:1".into()];
         let said = Tls::load(&config).unwrap_err().to_string();
         assert!(said.starts_with("`ingest.stats`: https://b:1 asks for TLS"), "{said}");
+    }
+
+    #[test]
+    fn how_long_a_handshake_may_take_is_compared_where_there_is_one() {
+        let mut config = NodeConfig::default();
+        config.server.handshake_timeout = sightline_config::HumanDuration::from_secs(1);
+        assert!(Tls::load(&config).is_ok());
+        let folder = tempfile::tempdir().unwrap();
+        let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let write = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            Some(path)
+        };
+        config.edge_tls.cert_file = write("tls.crt", signed.cert.pem());
+        config.edge_tls.key_file = write("tls.key", signed.signing_key.serialize_pem());
+        let said = Tls::load(&config).unwrap_err().to_string();
+        assert!(said.starts_with("`edge_tls.handshake_timeout` (10s) is more than"), "{said}");
+        config.edge_tls.handshake_timeout = config.server.handshake_timeout;
+        assert!(Tls::load(&config).is_ok());
     }
 
     #[test]
