@@ -21,8 +21,8 @@ sightline_config::settings! {
         pub handshake_timeout: HumanDuration = HumanDuration::from_secs(10),
         /// Connections open at once, of about 100 KB each when they are idle; the next one is closed at once.
         pub max_connections: usize = 32_768,
-        /// The same from one IP address (a /64 of IPv6), at the public edge only. Raise it, or set 0 for any number, where
-        /// a proxy stands before the edge: all its clients share its address.
+        /// The same from one IP address (a /64 of IPv6). Raise it, or set 0 for any number, where a proxy stands before
+        /// the listener: all its clients share its address.
         pub max_connections_per_address: usize = 4_096,
         /// Calls, streams among them, that one peer may have open over all its connections. A peer is a verified
         /// certificate's name, else an IP address. 0: any number.

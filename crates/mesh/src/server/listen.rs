@@ -62,7 +62,7 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    pub(super) fn new(connections: Connections, is_edge: bool, calls: Calls, tasks: TaskTracker) -> Self {
+    pub(super) fn new(connections: Connections, calls: Calls, tasks: TaskTracker) -> Self {
         describe_counter!(
             "connections_refused_total",
             "Connections closed at once, by the setting that was reached"
@@ -73,7 +73,7 @@ impl Listening {
         );
         let config = &connections.config;
         let places = config.max_connections.min(Semaphore::MAX_PERMITS);
-        let per_address = if is_edge { config.max_connections_per_address } else { 0 };
+        let per_address = config.max_connections_per_address;
         Self {
             connections: Arc::new(connections),
             calls,

@@ -160,7 +160,7 @@ impl<L: Listen> Server<L> {
             local: self.listener.local_address(),
             config: options.config,
         };
-        let listening = Listening::new(connections, is_edge, calls.clone(), tasks.clone());
+        let listening = Listening::new(connections, calls.clone(), tasks.clone());
         let leaving = leave(&lifecycle, &health, &options.dependencies);
         match self.web {
             None => {

@@ -107,15 +107,14 @@ async fn whoever_is_not_let_in_gets_no_answer() {
 }
 
 #[tokio::test]
-async fn connections_have_a_bound_and_at_the_edge_one_for_each_address() {
-    for at_the_edge in [true, false] {
+async fn connections_have_a_bound_and_one_for_each_address() {
+    for (at_the_edge, per_address, bound) in [(true, 2, 2), (false, 2, 2), (false, 0, 3)] {
         let server = start(|setup| {
             setup.web = at_the_edge.then(WebOptions::default);
             setup.config.max_connections = 3;
-            setup.config.max_connections_per_address = 2;
+            setup.config.max_connections_per_address = per_address;
         })
         .await;
-        let bound = if at_the_edge { 2 } else { 3 };
         let mut open = Vec::new();
         for _ in 0..bound {
             let mut raw = Raw::connect(server.address).await;
