@@ -64,6 +64,8 @@ struct Method {
     span: Option<String>,
     /// None for streams.
     duration: Option<Histogram>,
+    /// Whether the client sends, and the server answers, many messages.
+    streams: (bool, bool),
     codes: [OnceLock<(Counter, Histogram)>; CODES.len()],
     started: Counter,
 }
@@ -79,7 +81,7 @@ impl Method {
         let span = (of_somebody && !client).then(|| format!("{}.{}", package(service), snake(name)));
         let started = counter!("grpc_server_call_started_total", "grpc_method" => full.clone());
         let (service, name) = (service.into(), name.into());
-        Self { full, service, name, span, duration, codes: Default::default(), started }
+        Self { full, service, name, span, duration, streams, codes: Default::default(), started }
     }
 
     fn count(&self, code: Code, took: Duration) {
@@ -180,9 +182,9 @@ impl Calls {
         Counted::new(&self.connections)
     }
 
-    /// Whether a call of this path may live long; one that is not known does not.
-    pub(crate) fn is_stream(&self, path: &str) -> bool {
-        self.methods.get(path).is_some_and(|method| method.duration.is_none())
+    /// Whether the client sends, and the server answers, many messages in a call of this path, if it is known.
+    pub(crate) fn streams(&self, path: &str) -> Option<(bool, bool)> {
+        self.methods.get(path).map(|method| method.streams)
     }
 }
 

@@ -17,7 +17,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(5);
 /// Follows the server's word on one connection: `heard` is told `Ok` when it serves and the reason when it does not.
 ///
 /// A server without the health service counts as serving. A watch that ends leaves the last word as it is and is opened
-/// again; one that cannot be opened is a server that does not serve.
+/// again; one that cannot be opened is a server that does not serve, unless it is only full: then it is asked each time.
 pub(super) async fn watch(
     transport: &Transport,
     options: &HealthOptions,
@@ -42,6 +42,8 @@ pub(super) async fn watch(
                 heard(Ok(()));
                 return std::future::pending().await;
             }
+            // As many watch it as may: it still answers questions.
+            Err(status) if status.code() == Code::ResourceExhausted => heard(check(transport, options).await),
             Err(status) => heard(Err(format!("its health cannot be watched: {}", status.message()))),
         }
         sleep(dice.jitter(options.pause)).await;

@@ -42,12 +42,16 @@ sightline_config::settings! {
         /// Streams open at once. A stream is not a unit of work: what is worked on in it is bounded by its credits, so
         /// this bounds memory only, about 50 KB each.
         pub max_streams: usize = 16_384,
+        /// Streams of health and reflection open at once, besides those, of about 30 KB each: a service watches the health
+        /// of another on each of its connections, a load balancer on one.
+        pub max_watches: usize = 4_096,
         /// Bytes of unfinished messages held at once, over all connections: a message that does not fit into one frame
         /// (64 KiB at the edge) counts with its whole length from its beginning to its end.
         pub max_receive_bytes: ByteSize = ByteSize::mib(256),
         /// How long a message waits for its part of them before it is answered RESOURCE_EXHAUSTED.
         pub receive_wait: HumanDuration = HumanDuration::from_secs(1),
-        /// How long a message that counts may take to arrive: 10 MB at 1.4 Mbit/s.
+        /// How long a message may take to arrive: 10 MB at 1.4 Mbit/s. It is a call's whole time to send where the client
+        /// sends one message, and the time of each message that counts where it sends many.
         pub receive_timeout: HumanDuration = HumanDuration::from_secs(60),
         /// When a call that was turned away should be tried again, a half more or less.
         pub retry_after: HumanDuration = HumanDuration::from_millis(500),
@@ -65,6 +69,7 @@ impl ServerConfig {
             ("max_calls", self.max_calls),
             ("min_calls", self.min_calls),
             ("max_streams", self.max_streams),
+            ("max_watches", self.max_watches),
         ] {
             if value == 0 {
                 return Err(format!("`server.{key}` (0) would serve nobody: set at least 1"));

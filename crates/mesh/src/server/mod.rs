@@ -84,7 +84,7 @@ pub struct Options {
     /// Bounds and times.
     pub config: ServerConfig,
     /// File descriptor sets of the services: reflection shows them, metrics name their methods, and streams are told from
-    /// unary calls by them. Without them a call is taken for a unary one.
+    /// unary calls by them. Without them a call is taken for a unary one, whose client may send for as long as it likes.
     pub descriptors: Vec<&'static [u8]>,
     /// Health also names these, as the services `dependency.NAME`.
     pub dependencies: Dependencies,

@@ -4,19 +4,23 @@
 //! not whole yet is held too, and that is bounded here: a message that does not end in the frame it began in reserves its
 //! whole length before more of it is read, so that whoever has begun can finish, and gives it back when it is whole. From
 //! there on it is the service's.
+//!
+//! Time is bounded too: for a message that has reserved bytes, and for all of a call that is no stream of messages, whose
+//! place at work is taken from its head on.
 
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::{
+    runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep, timeout},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tonic::{Code, Status, body::Body};
 
@@ -33,11 +37,21 @@ pub(super) struct Budget {
     total: u32,
     wait: Duration,
     timeout: Duration,
+    discard: Discard,
     refusals: Refusals,
 }
 
+/// What a caller sends in one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sends {
+    /// One message, and then nothing.
+    One,
+    /// Any number, whenever it likes.
+    Many,
+}
+
 impl Budget {
-    pub(super) fn new(config: &ServerConfig, refusals: Refusals) -> Arc<Self> {
+    pub(super) fn new(config: &ServerConfig, discard: Discard, refusals: Refusals) -> Arc<Self> {
         let total = u32::try_from(config.max_receive_bytes.0 / UNIT).unwrap_or(u32::MAX).max(1);
         let units = Arc::new(Semaphore::new(total as usize));
         Arc::new(Self {
@@ -45,16 +59,24 @@ impl Budget {
             total,
             wait: config.receive_wait.0,
             timeout: config.receive_timeout.0,
+            discard,
             refusals,
         })
     }
 
     /// Whether a body that may hold long messages needs to be counted is known only when they come: all are.
-    pub(super) fn meter(self: &Arc<Self>, body: Body) -> Body {
+    pub(super) fn meter(self: &Arc<Self>, body: Body, sends: Sends) -> Body {
         if body.is_end_stream() {
             return body;
         }
-        Body::new(Metered { body, budget: Arc::clone(self), framing: Framing::default(), hold: Hold::None })
+        let (framing, hold) = (Framing::default(), Hold::None);
+        let due = (sends == Sends::One).then(|| Due { at: Instant::now() + self.timeout, timer: None });
+        Body::new(Metered { body, budget: Arc::clone(self), framing, hold, due })
+    }
+
+    fn too_late(&self) -> Status {
+        let message = format!("the message did not arrive within {:?}: send faster, or less", self.timeout);
+        RpcError::new(Code::DeadlineExceeded, reason::RECEIVE_TIMEOUT, message).into()
     }
 
     fn reserve(self: &Arc<Self>, bytes: u64) -> Hold {
@@ -101,9 +123,11 @@ impl Discard {
         if body.is_end_stream() {
             return;
         }
+        // A body may be dropped with the runtime that it was read on.
+        let Ok(runtime) = Handle::try_current() else { return };
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
         let mut left = self.most;
-        tokio::spawn(timeout(DISCARD_TIMEOUT, async move {
+        runtime.spawn(timeout(DISCARD_TIMEOUT, async move {
             let _place = place;
             while left > 0 {
                 let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
@@ -128,6 +152,11 @@ struct Framing {
 }
 
 impl Framing {
+    /// Whether the first message, or one that has begun, is not whole.
+    fn is_within(&self) -> bool {
+        self.messages == 0 || self.missing > 0 || self.head_bytes > 0
+    }
+
     fn read(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             if self.missing > 0 {
@@ -163,11 +192,26 @@ enum Hold {
     Failed,
 }
 
+/// When all of a body must have come.
+struct Due {
+    at: Instant,
+    /// Most bodies are here before they are asked for, and need none.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Due {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.at))).as_mut().poll(context)
+    }
+}
+
 struct Metered {
     body: Body,
     budget: Arc<Budget>,
     framing: Framing,
     hold: Hold,
+    /// None for streams of messages.
+    due: Option<Due>,
 }
 
 impl Metered {
@@ -197,12 +241,43 @@ impl Metered {
         if let Hold::Held { late, .. } = &mut self.hold
             && late.as_mut().poll(context).is_ready()
         {
-            let message =
-                format!("the message did not arrive within {:?}: send faster, or less", self.budget.timeout);
-            let error = RpcError::new(Code::DeadlineExceeded, reason::RECEIVE_TIMEOUT, message);
-            return Poll::Ready(Err(error.into()));
+            return Poll::Ready(Err(self.budget.too_late()));
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Err(status) = ready!(self.poll_hold(context)) {
+            return Poll::Ready(Some(Err(status)));
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => self.read(frame),
+            // There is nothing left that could be read after us.
+            Poll::Ready(None | Some(Err(_))) => self.body = Body::empty(),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn read(&mut self, frame: &Frame<Bytes>) {
+        let Some(data) = frame.data_ref() else { return };
+        let messages = self.framing.messages;
+        self.framing.read(data);
+        // Another message has begun: the one before is the service's now.
+        if self.framing.messages != messages {
+            self.hold = Hold::None;
+        }
+    }
+}
+
+/// Whoever answers before it has read a message leaves the rest to be read here. A stream that ends between two messages is
+/// reset: its client knows that it may, and the connection may be waiting for its end.
+impl Drop for Metered {
+    fn drop(&mut self) {
+        if self.due.is_some() || self.framing.is_within() {
+            self.budget.discard.body(std::mem::take(&mut self.body));
+        }
     }
 }
 
@@ -218,24 +293,15 @@ impl http_body::Body for Metered {
         if matches!(this.hold, Hold::Failed) {
             return Poll::Ready(None);
         }
-        match this.poll_hold(context) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(status)) => {
-                this.hold = Hold::Failed;
-                return Poll::Ready(Some(Err(status)));
-            }
-            Poll::Pending => return Poll::Pending,
-        }
-        let polled = Pin::new(&mut this.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
+        let mut polled = this.poll_data(context);
+        if polled.is_pending()
+            && let Some(due) = &mut this.due
+            && due.poll(context).is_ready()
         {
-            let messages = this.framing.messages;
-            this.framing.read(data);
-            // Another message has begun: the one before is the service's now.
-            if this.framing.messages != messages {
-                this.hold = Hold::None;
-            }
+            polled = Poll::Ready(Some(Err(this.budget.too_late())));
+        }
+        if matches!(polled, Poll::Ready(Some(Err(_)))) {
+            this.hold = Hold::Failed;
         }
         polled
     }

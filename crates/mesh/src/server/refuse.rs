@@ -43,7 +43,7 @@ impl Refusals {
     pub(super) fn new(server: &'static str, retry_after: Duration, jitter: Jitter) -> Self {
         describe_counter!(
             "calls_refused_total",
-            "Calls turned away before they were worked on, by what was full (calls, streams, peer, receiving)"
+            "Calls turned away before they were worked on, by what was full (calls, streams, watches, peer, receiving)"
         );
         Self { server, retry_after, jitter }
     }

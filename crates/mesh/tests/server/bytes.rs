@@ -9,10 +9,13 @@ use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
 use sightline_config::{ByteSize, HumanDuration};
 use sightline_mesh::{RpcError, reason, server::WebOptions};
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Code;
 
 use crate::support::{
-    MAX_MESSAGE, Running, Setup, framed, greeter::HelloRequest, h2, head, hello, said, soon, start,
+    MAX_MESSAGE, Running, Setup, framed, greeter::HelloRequest, h2, head, hello, hello_framed, said, soon,
+    start,
 };
 
 const GIFT: usize = 10_000_000;
@@ -132,6 +135,28 @@ async fn a_message_that_never_ends_is_ended() {
     let answer = soon(slow.answer).await.unwrap();
     let error = said(answer.headers());
     assert_eq!((error.code, error.reason.as_str()), (Code::DeadlineExceeded, reason::RECEIVE_TIMEOUT));
+}
+
+/// The head of a call has its place already.
+#[tokio::test]
+async fn a_call_that_never_begins_or_ends_its_message_is_ended_and_a_stream_may_be_silent() {
+    let server = start(|setup| setup.config.receive_timeout = HumanDuration::from_millis(200)).await;
+    let mut client = h2(server.address).await;
+    for sent in ["", "ann"] {
+        let (answer, mut body) = client.send_request(head("Greeter/Hello", None), false).unwrap();
+        if !sent.is_empty() {
+            // Whole, and yet not the end.
+            body.send_data(hello_framed(sent), false).unwrap();
+        }
+        let error = said(soon(answer).await.unwrap().headers());
+        assert_eq!((error.code, error.reason.as_str()), (Code::DeadlineExceeded, reason::RECEIVE_TIMEOUT));
+        client = client.ready().await.unwrap();
+    }
+    let (guests, inbound) = mpsc::channel(1);
+    let mut chat = server.party().await.chat(ReceiverStream::new(inbound)).await.unwrap().into_inner();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    guests.send(hello("ann")).await.unwrap();
+    assert_eq!(soon(chat.next()).await.unwrap().unwrap().greeting, "hello ann");
 }
 
 #[tokio::test]

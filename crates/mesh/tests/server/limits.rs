@@ -2,11 +2,19 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use sightline_mesh::{RpcError, reason};
+use bytes::Bytes;
+use h2::client::SendRequest;
+use sightline_mesh::{
+    RpcError,
+    auth::{AuthConfig, Guard, Verifier},
+    reason,
+    server::WebOptions,
+};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
 use crate::support::{Running, Setup, h2, head, hello, hello_framed, said, soon, start};
 
@@ -18,7 +26,11 @@ fn places(setup: &mut Setup, calls: usize, queued: usize) {
 
 /// A server whose only place is taken until its gate opens.
 async fn full() -> Running {
-    let server = start(|setup| places(setup, 1, 0)).await;
+    let server = start(|setup| {
+        places(setup, 1, 0);
+        setup.web = Some(WebOptions::default());
+    })
+    .await;
     let mut greeter = server.greeter().await;
     tokio::spawn(async move { greeter.hello(hello("wait")).await });
     server.begun(1).await;
@@ -127,21 +139,89 @@ async fn at_five_times_the_capacity_what_is_refused_was_not_begun() {
     }
 }
 
-/// Answers are ahead of their bodies: what still comes of those must not end the connection (h2 takes 1,024 such frames).
-#[tokio::test]
-async fn a_connection_survives_thousands_of_refusals() {
-    let server = full().await;
+/// Makes calls that begin with `begun` and are answered by `reason`, and sends the rest of their bodies after that: what
+/// still comes of those must not end the connection (at the edge h2 takes 1,024 such frames).
+async fn late_bodies(server: &Running, begun: &'static [u8], reason: &str) -> SendRequest<Bytes> {
     let mut client = h2(server.address).await;
     for _ in 0..1500 {
         let (answer, mut body) = client.send_request(head("Greeter/Hello", None), false).unwrap();
-        assert_eq!(said(answer.await.unwrap().headers()).reason, reason::OVERLOADED);
+        if !begun.is_empty() {
+            body.send_data(begun.into(), false).unwrap();
+        }
+        assert_eq!(said(soon(answer).await.unwrap().headers()).reason, reason);
         // The client learns of it too late.
         body.send_data(hello_framed("ann"), true).unwrap();
         client = client.ready().await.unwrap();
     }
+    client
+}
+
+#[tokio::test]
+async fn a_connection_survives_thousands_of_refusals() {
+    let server = full().await;
+    let mut client = late_bodies(&server, b"", reason::OVERLOADED).await;
     server.host.gate.cancel();
     crate::support::until(|| server.busy() == 0).await;
     let (answer, mut body) = client.send_request(head("Greeter/Hello", None), false).unwrap();
     body.send_data(hello_framed("ann"), true).unwrap();
     assert!(answer.await.unwrap().headers().get("grpc-status").is_none());
+}
+
+/// What a guard or a size limit turns away has been let in before, and its body is not read either.
+#[tokio::test]
+async fn a_connection_survives_thousands_of_refusals_from_behind_the_gate() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "of all the secrets this is the longest").unwrap();
+    let config = AuthConfig { secret_file: Some(secret), ..AuthConfig::default() };
+    let verifier = Verifier::from_config(&config).unwrap();
+    let server = start(|setup| {
+        setup.web = Some(WebOptions::default());
+        setup.guard = Guard::new(verifier, "greet");
+    })
+    .await;
+    late_bodies(&server, b"", reason::TOKEN_MISSING).await;
+    let server = start(|setup| setup.web = Some(WebOptions::default())).await;
+    // A message of 2 GiB, by its head.
+    late_bodies(&server, b"\0\x7f\xff\xff\xff", reason::MESSAGE_TOO_LARGE).await;
+}
+
+#[tokio::test]
+async fn watches_of_health_and_reflection_have_a_bound_of_their_own_and_count_for_their_peer() {
+    type Bound = fn(&mut Setup);
+    let bounds: [(Bound, &str); 2] = [
+        (|setup| setup.config.max_watches = 2, reason::OVERLOADED),
+        (|setup| setup.config.max_calls_per_peer = 2, reason::TOO_MANY_CALLS),
+    ];
+    for (bound, expected) in bounds {
+        let server = start(bound).await;
+        let channel = server.channel().await;
+        let mut health = HealthClient::new(channel.clone());
+        let mut reflection = ServerReflectionClient::new(channel);
+        let watch = health.watch(HealthCheckRequest::default()).await.unwrap();
+        let shown = reflection.server_reflection_info(tokio_stream::pending()).await.unwrap();
+        let refusals = [
+            health.watch(HealthCheckRequest::default()).await.err().unwrap(),
+            reflection.server_reflection_info(tokio_stream::pending()).await.err().unwrap(),
+        ];
+        for refused in refusals {
+            let error = RpcError::from_status(&refused);
+            assert_eq!((error.code, error.reason.as_str()), (Code::ResourceExhausted, expected));
+            assert!(error.retry_after.is_some());
+        }
+        health.check(HealthCheckRequest::default()).await.unwrap();
+        drop((watch, shown));
+        let again = async {
+            while health.watch(HealthCheckRequest::default()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon(again).await;
+    }
+    // Streams of the services do not count as such.
+    let server = start(|setup| setup.config.max_watches = 1).await;
+    let _watch =
+        HealthClient::new(server.channel().await).watch(HealthCheckRequest::default()).await.unwrap();
+    let mut party = server.party().await;
+    soon(party.chat(tokio_stream::pending())).await.unwrap();
 }

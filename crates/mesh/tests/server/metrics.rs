@@ -1,5 +1,6 @@
 //! What the server counts. The registry is the process's, so the server has a name of its own here.
 
+use sightline_config::HumanDuration;
 use sightline_mesh::server::WebOptions;
 use sightline_telemetry::metrics::{recorder, render};
 
@@ -53,4 +54,24 @@ async fn calls_and_connections_are_counted_by_names_that_are_bounded() {
     assert!(value(&format!("grpc_server_call_started_total{{{hello}}}")).unwrap() >= 2.0);
     drop(greeter);
     until(|| value("active_connections{server=\"counted\"}") == Some(0.0)).await;
+}
+
+#[tokio::test]
+async fn the_limit_on_calls_is_shown_as_it_changes() {
+    recorder();
+    let server = start(|setup| {
+        setup.name = "adapting";
+        setup.config.latency_target = HumanDuration::from_millis(1);
+    })
+    .await;
+    let limit = || value("calls_limit{server=\"adapting\"}");
+    until(|| limit() == Some(1024.0)).await;
+    let greeter = server.greeter().await;
+    // Each takes 50 ms, and none is refused.
+    let calls = (0..20).map(|_| {
+        let mut greeter = greeter.clone();
+        async move { greeter.hello(hello("work")).await.unwrap() }
+    });
+    futures_util::future::join_all(calls).await;
+    assert!(limit() < Some(1024.0), "{:?}", limit());
 }

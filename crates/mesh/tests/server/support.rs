@@ -10,8 +10,11 @@ use std::{
     time::Duration,
 };
 
-use sightline_mesh::server::{
-    ConnectionDrain, Lifecycle, Options, PeerIdentity, ServeError, Server, ServerConfig, WebOptions, bind,
+use sightline_mesh::{
+    auth::Guard,
+    server::{
+        ConnectionDrain, Lifecycle, Options, PeerIdentity, ServeError, Server, ServerConfig, WebOptions, bind,
+    },
 };
 use tokio::task::JoinHandle;
 use tokio_stream::{Stream, StreamExt};
@@ -127,6 +130,8 @@ pub struct Setup {
     pub config: ServerConfig,
     pub options: Options,
     pub web: Option<WebOptions>,
+    /// Stands before the greeter.
+    pub guard: Guard,
     pub drain_timeout: Duration,
 }
 
@@ -134,7 +139,8 @@ impl Default for Setup {
     fn default() -> Self {
         let options = Options { descriptors: vec![DESCRIPTORS], ..Options::default() };
         let drain_timeout = Duration::from_secs(5);
-        Self { name: "greeter", config: ServerConfig::default(), options, web: None, drain_timeout }
+        let (config, guard) = (ServerConfig::default(), Guard::new(None, "greet"));
+        Self { name: "greeter", config, options, web: None, guard, drain_timeout }
     }
 }
 
@@ -151,7 +157,8 @@ pub async fn start(change: impl FnOnce(&mut Setup)) -> Running {
     let server = Server {
         name: setup.name,
         listener,
-        routes: Routes::new(sightline_mesh::compressed!(greeter)).add_service(PartyServer::new(host.clone())),
+        routes: Routes::new(setup.guard.protect(sightline_mesh::compressed!(greeter)))
+            .add_service(PartyServer::new(host.clone())),
         service_names: vec!["greeter.v1.Greeter", "greeter.v1.Party"],
         web: setup.web,
         drain_timeout: setup.drain_timeout,

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use metrics::Gauge;
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
@@ -19,6 +20,8 @@ use crate::server::ServerConfig;
 pub(super) struct Gate {
     state: Mutex<State>,
     max_queued: usize,
+    /// Shows how many places there are.
+    shown: Gauge,
 }
 
 #[derive(Debug)]
@@ -39,7 +42,7 @@ pub(super) enum Crowded {
 }
 
 impl Gate {
-    pub(super) fn new(config: &ServerConfig) -> Arc<Self> {
+    pub(super) fn new(config: &ServerConfig, shown: Gauge) -> Arc<Self> {
         let target = config.latency_target.0;
         let state = State {
             in_flight: 0,
@@ -47,7 +50,8 @@ impl Gate {
             patience: Patience::new(config.queue_timeout.0),
             waiting: VecDeque::new(),
         };
-        Arc::new(Self { state: Mutex::new(state), max_queued: config.max_queued_calls })
+        shown.set(state.concurrency.limit() as f64);
+        Arc::new(Self { state: Mutex::new(state), max_queued: config.max_queued_calls, shown })
     }
 
     /// Waits for a place, no longer than `longest`.
@@ -92,8 +96,12 @@ impl Gate {
             let mut state = self.lock();
             // How long a call would have taken whose caller left is not known; that it took too long may be.
             if ended || state.concurrency.is_late(latency) {
-                let in_flight = state.in_flight;
+                let (in_flight, before) = (state.in_flight, state.concurrency.limit());
                 state.concurrency.ended(now, latency, in_flight);
+                let limit = state.concurrency.limit();
+                if limit != before {
+                    self.shown.set(limit as f64);
+                }
             }
             state.in_flight -= 1;
             while state.in_flight < state.concurrency.limit() {
@@ -154,7 +162,8 @@ mod tests {
 
     fn gate(max_calls: usize, max_queued_calls: usize) -> Arc<Gate> {
         let queue_timeout = HumanDuration::from_millis(100);
-        Gate::new(&ServerConfig { max_calls, max_queued_calls, queue_timeout, ..ServerConfig::default() })
+        let config = ServerConfig { max_calls, max_queued_calls, queue_timeout, ..ServerConfig::default() };
+        Gate::new(&config, Gauge::noop())
     }
 
     const LONG: Duration = Duration::from_secs(60);

@@ -4,7 +4,8 @@
 //! - A stream is not: it lives for hours, and what is worked on in it is bounded by its own credits. Streams have a
 //!   bound of their own, which is about memory, and never queue.
 //! - Both count for their peer, over all its connections.
-//! - Health and reflection are always answered: whoever is full must be able to say so.
+//! - A question about health is always answered: whoever is full must be able to say so. Those who watch it, and streams
+//!   of reflection, have a third bound: neither may they fill the server, nor its own streams keep them out.
 
 mod concurrency;
 mod gate;
@@ -21,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
-use metrics::{Gauge, describe_gauge, gauge};
+use metrics::{describe_gauge, gauge};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep_until, timeout_at},
@@ -33,7 +34,7 @@ use self::gate::{Crowded, Gate, Place};
 use super::{
     ServerConfig,
     peers::{Peer, Taken},
-    receive::{Budget, Discard},
+    receive::{Budget, Discard, Sends},
     reflection::ON_EVERY_PORT,
     refuse::Refusals,
 };
@@ -54,10 +55,19 @@ struct Shared {
     /// For the messages of refusals, and the bound of each peer.
     config: ServerConfig,
     streams: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
     budget: Arc<Budget>,
     discard: Discard,
     refusals: Refusals,
-    limit: Gauge,
+}
+
+/// What a call counts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Unary,
+    Stream,
+    /// A stream of what every port serves.
+    Watch,
 }
 
 /// What a call holds while it is open.
@@ -76,14 +86,13 @@ impl Admission {
         refusals: Refusals,
     ) -> Self {
         describe_gauge!("calls_limit", "Unary calls that may be worked on at once, by server");
-        let gate = Gate::new(config);
-        let limit = gauge!("calls_limit", "server" => server);
-        limit.set(gate.limit() as f64);
-        let streams = Arc::new(Semaphore::new(config.max_streams.min(Semaphore::MAX_PERMITS)));
-        let budget = Budget::new(config, refusals.clone());
-        let config = config.clone();
+        let gate = Gate::new(config, gauge!("calls_limit", "server" => server));
+        let places = |most: usize| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        let (streams, watches) = (places(config.max_streams), places(config.max_watches));
         let discard = Discard::new(window);
-        Self { shared: Arc::new(Shared { calls, gate, config, streams, budget, discard, refusals, limit }) }
+        let budget = Budget::new(config, discard.clone(), refusals.clone());
+        let config = config.clone();
+        Self { shared: Arc::new(Shared { calls, gate, config, streams, watches, budget, discard, refusals }) }
     }
 }
 
@@ -91,7 +100,7 @@ impl Shared {
     async fn admit(
         &self,
         peer: Option<&Arc<Peer>>,
-        is_stream: bool,
+        kind: Kind,
         deadline: Option<Instant>,
     ) -> Result<Held, Status> {
         let most = self.config.max_calls_per_peer;
@@ -99,9 +108,13 @@ impl Shared {
             Some(peer) => Some(peer.take(most).ok_or_else(|| self.peer_is_full())?),
             None => None,
         };
-        if is_stream {
-            let permit =
-                Arc::clone(&self.streams).try_acquire_owned().map_err(|_| self.too_many_streams())?;
+        let streams = match kind {
+            Kind::Unary => None,
+            Kind::Stream => Some(&self.streams),
+            Kind::Watch => Some(&self.watches),
+        };
+        if let Some(streams) = streams {
+            let permit = Arc::clone(streams).try_acquire_owned().map_err(|_| self.too_many_streams(kind))?;
             return Ok(Held::Stream { permit, peer });
         }
         let longest = deadline.map_or(LONGEST, |deadline| deadline.duration_since(Instant::now()));
@@ -117,15 +130,17 @@ impl Shared {
         self.refusals.status("peer", reason::TOO_MANY_CALLS, message)
     }
 
-    fn too_many_streams(&self) -> Status {
-        let most = self.config.max_streams;
-        let message = format!("the server has {most} streams open, the most that it holds");
-        self.refusals.status("streams", reason::OVERLOADED, message)
+    fn too_many_streams(&self, kind: Kind) -> Status {
+        let (full, most, what) = match kind {
+            Kind::Watch => ("watches", self.config.max_watches, "streams of health and reflection"),
+            Kind::Unary | Kind::Stream => ("streams", self.config.max_streams, "streams"),
+        };
+        let message = format!("the server has {most} {what} open, the most that it holds");
+        self.refusals.status(full, reason::OVERLOADED, message)
     }
 
     fn too_many_calls(&self, crowded: Crowded) -> Status {
         let limit = self.gate.limit();
-        self.limit.set(limit as f64);
         let message = match crowded {
             Crowded::Full => format!("the server works on {limit} calls, and as many wait as may"),
             Crowded::Waited => {
@@ -166,26 +181,34 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if is_exempt(request.uri().path()) {
-            return Box::pin(self.inner.call(request));
-        }
+        let path = request.uri().path();
+        let streams = self.shared.calls.streams(path);
+        let takes = if streams.is_some_and(|(client, _)| !client) { Sends::One } else { Sends::Many };
+        let kind = match (is_of_every_port(path), streams.is_some_and(|(client, server)| client || server)) {
+            (true, false) => {
+                let request = request.map(|body| self.shared.budget.meter(body, takes));
+                return Box::pin(self.inner.call(request));
+            }
+            (true, true) => Kind::Watch,
+            (false, true) => Kind::Stream,
+            (false, false) => Kind::Unary,
+        };
         // The one that was asked whether it is ready is used; its clone stays.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let shared = Arc::clone(&self.shared);
         let deadline =
             Deadline::timeout_in(request.headers()).map(|asked| Instant::now() + asked.min(LONGEST));
-        let is_stream = shared.calls.is_stream(request.uri().path());
         Box::pin(async move {
             let peer = request.extensions().get::<Arc<Peer>>().cloned();
-            let held = match shared.admit(peer.as_ref(), is_stream, deadline).await {
+            let held = match shared.admit(peer.as_ref(), kind, deadline).await {
                 Ok(held) => held,
                 Err(status) => {
                     shared.discard.body(request.into_body());
                     return Ok(status.into_http());
                 }
             };
-            let answering = inner.call(request.map(|body| shared.budget.meter(body)));
+            let answering = inner.call(request.map(|body| shared.budget.meter(body, takes)));
             let answered = match deadline {
                 None => Ok(answering.await),
                 Some(deadline) => timeout_at(deadline, answering).await,
@@ -217,7 +240,7 @@ impl Held {
 }
 
 /// `/package.Service/Method` of what every port serves.
-fn is_exempt(path: &str) -> bool {
+fn is_of_every_port(path: &str) -> bool {
     let service = path.strip_prefix('/').and_then(|path| path.split('/').next());
     service.is_some_and(|service| ON_EVERY_PORT.contains(&service))
 }
