@@ -2,9 +2,14 @@
 
 use std::{
     io::{Read, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use sightline_config::HumanDuration;
 use sightline_node::{Node, NodeError, Role};
 use sightline_proto::ingest::classify_stream_response::Message as Hear;
 use sightline_testkit::{MeshSandbox, eventually, frames, models::Small};
@@ -12,7 +17,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::stream::{frame, open};
+use crate::stream::{Talk, frame, open};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
@@ -61,6 +66,60 @@ async fn a_stopping_mesh_answers_what_it_took_and_tells_its_streams() {
     let again = MeshSandbox::start_with(|config| config.node.data_dir = folder.path().join("data")).await;
     assert_eq!(again.counted().await as usize, answered);
     again.stop().await;
+}
+
+/// A client that says and hears nothing but frames and answers until it is told to leave: how many frames it sent, how many
+/// were answered, how many turned away.
+async fn talk_until_told(mut talk: Talk) -> (u64, u64, u64) {
+    let told = Arc::new(AtomicBool::new(false));
+    let (leave, say) = (Arc::clone(&told), talk.say);
+    let saying = tokio::spawn(async move {
+        let mut sent = 0;
+        while !leave.load(Ordering::SeqCst) && say.send(frame(sent, frames::jpeg(sent, 24))).await.is_ok() {
+            sent += 1;
+        }
+        sent
+    });
+    let (mut verdicts, mut turned_away) = (0, 0);
+    while let Some(heard) = talk.hear.message().await.unwrap() {
+        match heard.message.unwrap() {
+            Hear::Verdict(_) => verdicts += 1,
+            Hear::Drain(drain) => {
+                assert!(drain.reason.contains("replaces this connection"), "{}", drain.reason);
+                told.store(true, Ordering::SeqCst);
+            }
+            Hear::Error(answer) => {
+                assert_eq!(answer.error.unwrap().reason, "DRAINING");
+                turned_away += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(told.load(Ordering::SeqCst), "the stream was not told");
+    (saying.await.unwrap(), verdicts, turned_away)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_on_an_old_connection_is_told_to_leave_and_loses_nothing() {
+    let mesh = MeshSandbox::start_with(|config| {
+        config.server.max_connection_age = HumanDuration::from_millis(500);
+        config.server.max_connection_age_grace = HumanDuration::from_secs(5);
+    })
+    .await;
+    for _ in 0..2 {
+        let (talk, _) = open(mesh.ingest().await, "ada").await;
+        let (sent, verdicts, turned_away) =
+            tokio::time::timeout(Duration::from_secs(20), talk_until_told(talk)).await.unwrap();
+        assert!(verdicts > 0);
+        assert_eq!(verdicts + turned_away, sent, "a frame was left without a word");
+    }
+    // One that has not said hello yet.
+    let mut client = mesh.ingest().await;
+    let mut hear = client.classify_stream(tokio_stream::pending()).await.unwrap().into_inner();
+    let heard = tokio::time::timeout(Duration::from_secs(5), hear.message()).await.unwrap();
+    assert_eq!(crate::errors::seen(&heard.unwrap_err()).1, "DRAINING");
+    drop((hear, client));
+    mesh.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -157,7 +157,8 @@ pub struct Heartbeat {
     #[prost(uint64, tag = "1")]
     pub number: u64,
 }
-/// The server is about to stop: send nothing more, read the answers that are owed, connect again.
+/// The server is about to stop, or replaces the connection, which is old: send nothing more, read the answers that are
+/// owed, open a new stream on a new connection.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Drain {
     #[prost(string, tag = "1")]

@@ -7,7 +7,7 @@ mod streams;
 use std::{pin::Pin, sync::Arc};
 
 use batch::Batch;
-use sightline_mesh::{Deadline, RpcError, auth::Claims, server::Lifecycle};
+use sightline_mesh::{Deadline, RpcError, auth::Claims, server::Lifecycle, stream::StreamDrain};
 use sightline_proto::ingest::{
     ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest, ClassifyResponse, ClassifyStreamRequest,
     ClassifyStreamResponse, Frame as WireFrame, ingest_service_server::IngestService,
@@ -119,9 +119,9 @@ impl IngestService for Service {
         request: Request<Streaming<ClassifyStreamRequest>>,
     ) -> Result<Response<Self::ClassifyStreamStream>, Status> {
         let caller = caller(&request);
+        let drain = StreamDrain::new(self.lifecycle.clone(), request.extensions());
         let (answers, receiver) = stream::channel(self.pipeline.config());
-        let conversation =
-            stream::Conversation::new(Arc::clone(&self.pipeline), self.lifecycle.clone(), caller, answers);
+        let conversation = stream::Conversation::new(Arc::clone(&self.pipeline), drain, caller, answers);
         tokio::spawn(conversation.run(request.into_inner(), self.streams.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }

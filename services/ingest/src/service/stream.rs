@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sightline_mesh::{Deadline, RpcError, reason, server::Lifecycle};
+use sightline_mesh::{Deadline, RpcError, reason, stream::StreamDrain};
 use sightline_proto::ingest::{
     ClassifyStreamRequest, ClassifyStreamResponse, Drain, Hello, StreamError, StreamFrame, StreamVerdict,
     Welcome, classify_stream_request::Message as Said, classify_stream_response::Message as Answer,
@@ -27,7 +27,7 @@ use crate::{
 /// Answers that are no verdicts: welcome, heartbeat, drain.
 const CONTROL_BUFFER: usize = 8;
 
-/// How long a stream is read after its client was told that the server stops: the notice takes its way there, and what
+/// How long a stream is read after its client was told to leave it: the notice takes its way there, and what
 /// was sent before it arrived takes the way back. At most half of `ingest.drain_timeout`.
 const DRAIN_READING: Duration = Duration::from_secs(1);
 
@@ -40,35 +40,30 @@ pub(super) fn channel(
     mpsc::channel(config.stream_in_flight + CONTROL_BUFFER)
 }
 
+/// Why a client is to leave its stream.
+const DRAINING: &str = "the server is stopping, or replaces this connection";
+
 fn draining() -> RpcError {
-    RpcError::new(
-        Code::Unavailable,
-        reason::DRAINING,
-        "the server is stopping: send it again on a new stream",
-    )
+    RpcError::new(Code::Unavailable, reason::DRAINING, format!("{DRAINING}: send it again on a new stream"))
 }
 
 /// One client's stream.
 pub(super) struct Conversation {
     pipeline: Arc<Pipeline>,
-    lifecycle: Lifecycle,
+    drain: StreamDrain,
     caller: Caller,
     answers: Answers,
     places: Arc<Semaphore>,
 }
 
 impl Conversation {
-    pub(super) fn new(
-        pipeline: Arc<Pipeline>,
-        lifecycle: Lifecycle,
-        caller: Caller,
-        answers: Answers,
-    ) -> Self {
+    pub(super) fn new(pipeline: Arc<Pipeline>, drain: StreamDrain, caller: Caller, answers: Answers) -> Self {
         let places = Arc::new(Semaphore::new(pipeline.config().stream_in_flight));
-        Self { pipeline, lifecycle, caller, answers, places }
+        Self { pipeline, drain, caller, answers, places }
     }
 
-    /// Talks until the client ends its side, breaks the protocol, falls silent, or the process drains.
+    /// Talks until the client ends its side, breaks the protocol, falls silent, or is to leave: the process drains,
+    /// or the connection is old.
     pub(super) async fn run(self, mut inbound: Streaming<ClassifyStreamRequest>, streams: OpenStreams) {
         events::streams(1.0);
         if let Err(error) = self.talk(&mut inbound, &streams).await {
@@ -85,7 +80,7 @@ impl Conversation {
     ) -> Result<(), IngestError> {
         let first = tokio::select! {
             first = self.next(inbound) => first?,
-            () = self.lifecycle.draining() => return Err(draining().into()),
+            () = self.drain.drained() => return Err(draining().into()),
         };
         let Some(first) = first else { return Ok(()) };
         let Some(Said::Hello(hello)) = first.message else {
@@ -105,8 +100,8 @@ impl Conversation {
             };
             let heard = tokio::select! {
                 heard = heard => heard,
-                () = self.lifecycle.draining() => {
-                    self.drain().await;
+                () = self.drain.drained() => {
+                    self.tell_to_leave().await;
                     self.turn_away(inbound).await;
                     break;
                 }
@@ -221,9 +216,9 @@ impl Conversation {
         self.say(Answer::Welcome(welcome)).await;
     }
 
-    async fn drain(&self) {
+    async fn tell_to_leave(&self) {
         let grace = self.pipeline.config().drain_timeout.0.try_into().ok();
-        self.say(Answer::Drain(Drain { reason: "the server is stopping".into(), grace })).await;
+        self.say(Answer::Drain(Drain { reason: DRAINING.into(), grace })).await;
     }
 
     async fn say(&self, answer: Answer) {
