@@ -7,7 +7,7 @@ use sightline_classifier::ClassifierConfig;
 use sightline_config::{HumanDuration, Registry};
 use sightline_ingest::{IngestConfig, PolicyConfig};
 use sightline_mesh::{
-    auth::{AuthConfig, ForwardTrust},
+    auth::AuthConfig,
     client::{MeshConfig, discovery::DiscoveryConfig},
     identity::{EdgeTlsConfig, MeshTlsConfig},
     server::ServerConfig,
@@ -104,11 +104,6 @@ impl NodeConfig {
         self.classifier.validate()?;
         self.ratelimiter.validate().map_err(|error| error.to_string())?;
         self.stats.validate()?;
-        if self.auth.forwarded_claims == ForwardTrust::Insecure && !self.node.insecure {
-            return Err("`auth.forwarded_claims` is \"insecure\": anybody could speak for any user; set \"mtls\", or pass \
-                        --insecure on a closed network"
-                .into());
-        }
         // Otherwise ingest would give a verdict that the statistics then refuse to count (P2).
         let least = sightline_ingest::MAX_AGE + DEDUPE_MARGIN;
         if self.stats.dedupe_window.0 < least {

@@ -89,7 +89,6 @@ impl Node {
         let dependencies = Dependencies::default();
         let shared = Shared {
             verifier: Verifier::from_config(&config.auth)?,
-            forwarded_claims: config.auth.forwarded_claims,
             tls: Arc::new(Tls::load(&config)?),
             dependencies: dependencies.clone(),
             server: config.server.clone(),

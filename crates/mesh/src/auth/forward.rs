@@ -3,7 +3,6 @@
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use http::HeaderMap;
 use metrics::counter;
-use serde::{Deserialize, Serialize};
 use tonic::{
     Code,
     metadata::{BinaryMetadataValue, MetadataMap},
@@ -17,9 +16,8 @@ pub const CLAIMS_KEY: &str = "sightline-claims-bin";
 /// The most that is read of it: claims come from tokens, which are shorter.
 const MAX_CLAIMS_BYTES: usize = 8 << 10;
 
-/// From whom forwarded claims are taken; see [`AuthConfig::forwarded_claims`](super::AuthConfig).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// From whom forwarded claims are taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ForwardTrust {
     /// Peers that proved who they are.
     #[default]

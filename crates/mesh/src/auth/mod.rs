@@ -58,10 +58,6 @@ sightline_config::settings! {
         /// The token this process shows to other services of the mesh; it needs the scope `service`. With mutual TLS a
         /// certificate does.
         pub service_token_file: Option<PathBuf> = None,
-        /// From whom a service takes claims of users that another service hands on: `mtls`, peers whose certificate proved
-        /// who they are; `loopback`, also whoever calls from this machine; `insecure`, everybody, which needs
-        /// `node.insecure`.
-        pub forwarded_claims: ForwardTrust = ForwardTrust::Mtls,
     }
 }
 

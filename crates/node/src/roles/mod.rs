@@ -21,7 +21,6 @@ use crate::{NodeError, Role, tls::Tls};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shared {
     pub(crate) verifier: Option<Arc<Verifier>>,
-    pub(crate) forwarded_claims: ForwardTrust,
     pub(crate) tls: Arc<Tls>,
     pub(crate) dependencies: Dependencies,
     pub(crate) server: ServerConfig,
@@ -56,9 +55,10 @@ impl Shared {
         Ok(Running { role, lifecycle, server, finish })
     }
 
-    /// For services that only other services call.
+    /// For services that only other services call. Claims of a user count where a peer of the mesh that has proven who it
+    /// is hands them on. Ours name user and tenant in each message, as their streams are shared by all users.
     pub(crate) fn service_guard(&self) -> Guard {
-        Guard::inside(self.verifier.clone(), "service", self.forwarded_claims)
+        Guard::inside(self.verifier.clone(), "service", ForwardTrust::Mtls)
     }
 
     /// Keeps keys and certificates as their files and URLs are, for as long as the handles live.
