@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -10,10 +10,13 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tokio::io::DuplexStream;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status, body::Body};
+use tower::Service;
 
-use crate::echo::{Net, UNSAFE, hello, unary};
+use crate::echo::{Net, SAFE, UNSAFE, hello, unary};
 
 /// What a peer does with a call.
 #[derive(Clone, Copy)]
@@ -24,19 +27,21 @@ enum Act {
     Answer,
 }
 
+/// The beginning of an answer, or with a status all of it.
+fn head(status: Option<&'static str>) -> Response<()> {
+    let mut head = Response::new(());
+    head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    if let Some(status) = status {
+        head.headers_mut().insert("grpc-status", HeaderValue::from_static(status));
+    }
+    head
+}
+
 /// A server that does with the calls of the test service what `script` says, one after the other, and answers those
 /// that come then. All else it has not.
 async fn serve(io: DuplexStream, script: &'static [Act], calls: Arc<AtomicUsize>) {
     let mut connection = h2::server::handshake(io).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
-        let head = |status: Option<&'static str>| {
-            let mut head = Response::new(());
-            head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
-            if let Some(status) = status {
-                head.headers_mut().insert("grpc-status", HeaderValue::from_static(status));
-            }
-            head
-        };
         if !request.uri().path().starts_with("/test.Echo/") {
             respond.send_response(head(Some("12")), true).unwrap();
             continue;
@@ -77,6 +82,50 @@ async fn a_refused_call_is_sent_again_and_a_broken_one_is_not() {
     assert_eq!(call(&[REFUSED; 20]).await, (Err(Code::Unavailable), 8), "with an end");
     let (answer, sent) = call(&[Act::Reset(h2::Reason::INTERNAL_ERROR)]).await;
     assert!(answer.is_err() && sent == 1, "{answer:?}");
+}
+
+/// Whether the request of each call came to its end.
+async fn read(io: DuplexStream, ended: Arc<Mutex<Vec<bool>>>) {
+    let mut connection = h2::server::handshake(io).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        if !request.uri().path().starts_with("/test.Echo/") {
+            respond.send_response(head(Some("12")), true).unwrap();
+            continue;
+        }
+        let ended = Arc::clone(&ended);
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            let last = loop {
+                match body.data().await {
+                    Some(Ok(_)) => {}
+                    last => break last,
+                }
+            };
+            ended.lock().unwrap().push(last.is_none());
+            respond.send_reset(h2::Reason::CANCEL);
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_fails_is_not_sent_as_if_it_were_whole_nor_again() {
+    let net = Net::default();
+    let (mut incoming, ended) = (net.listen("a:1"), Arc::<Mutex<Vec<bool>>>::default());
+    let seen = Arc::clone(&ended);
+    tokio::spawn(async move {
+        while let Some(io) = incoming.recv().await {
+            tokio::spawn(read(io, Arc::clone(&seen)));
+        }
+    });
+    let mut channel = net.ordinary(&["a:1"]);
+    let message = Bytes::from_static(b"\0\0\0\0\x03\x0a\x01x");
+    let frames = [Ok(Frame::data(message)), Err(Status::out_of_range("too large"))];
+    let body = Body::new(StreamBody::new(tokio_stream::iter(frames)));
+    let status = channel.call(http::Request::post(SAFE).body(body).unwrap()).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::OutOfRange, "too large"), "the caller's own error");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ended = ended.lock().unwrap().clone();
+    assert!(ended.len() <= 1 && !ended.contains(&true), "{ended:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -121,6 +121,10 @@ impl Call {
                 }
             },
             Err(status) => {
+                if let Some(own) = self.replay.failed() {
+                    flight.end(own.code(), Outcome::Cancelled, Unused::Unknown);
+                    return Attempted::Ended(Verdict::of_status(&own), Err(own));
+                }
                 let verdict = Verdict::of_status(&status);
                 let unused = if verdict.unsent { Unused::All } else { Unused::Unknown };
                 flight.end(verdict.code, verdict.outcome(), unused);

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
@@ -47,6 +47,8 @@ struct State {
     source: Body,
     /// The source has ended.
     ended: bool,
+    /// The source ended with this error: whoever reads the request hears so instead of its end.
+    failed: Option<Status>,
     /// What was read, without the first `dropped`.
     frames: VecDeque<Bytes>,
     dropped: usize,
@@ -64,6 +66,7 @@ impl Replay {
     pub(crate) fn new(source: Body, limit: usize, kept: &Arc<Kept>) -> Self {
         let state = State {
             ended: source.is_end_stream(),
+            failed: None,
             source,
             frames: VecDeque::new(),
             dropped: 0,
@@ -76,7 +79,10 @@ impl Replay {
         let mut state = shared.lock();
         // Whoever waits for more polls the source again first, and so leaves a waker that is one.
         let mut context = Context::from_waker(Waker::noop());
-        while state.whole && state.charged < limit && shared.read(&mut state, &mut context) {}
+        while state.whole
+            && state.charged < limit
+            && shared.poll_read(&mut state, &mut context) == Poll::Ready(true)
+        {}
         drop(state);
         Self(Arc::new(shared))
     }
@@ -92,6 +98,11 @@ impl Replay {
         state.whole && state.ended
     }
 
+    /// The request's own error, if it has one.
+    pub(crate) fn failed(&self) -> Option<Status> {
+        self.0.lock().failed.clone()
+    }
+
     /// The body for one more attempt. An earlier attempt gets no more from the source.
     ///
     /// The bytes of messages that it has sent are counted in `sent`.
@@ -99,7 +110,7 @@ impl Replay {
         let mut state = self.0.lock();
         state.reader += 1;
         state.position = state.dropped;
-        if state.ended && state.frames.is_empty() {
+        if state.ended && state.frames.is_empty() && state.failed.is_none() {
             return Body::empty();
         }
         let (reader, next) = (state.reader, state.dropped);
@@ -118,23 +129,39 @@ impl Replay {
 }
 
 impl Shared {
+    /// The caller's stream is polled under this lock, and may panic. What was read before is in order, so nobody else has
+    /// to panic too; but that stream is not asked again.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder panics")
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.state.is_poisoned() && state.failed.is_none() {
+            self.fail(&mut state, Status::internal("the request's own stream panicked"));
+        }
+        state
+    }
+
+    /// There is no more of the request than what was read, and that is not all of it.
+    fn fail(&self, state: &mut State, error: Status) {
+        state.ended = true;
+        state.failed = Some(error);
+        self.let_go(state);
     }
 
     /// Reads one frame of the source into the frames; whether there was one.
-    fn read(&self, state: &mut State, context: &mut Context<'_>) -> bool {
-        matches!(self.poll_read(state, context), Poll::Ready(Some(Ok(()))))
-    }
-
-    fn poll_read(&self, state: &mut State, context: &mut Context<'_>) -> Poll<Option<Result<(), Status>>> {
+    fn poll_read(&self, state: &mut State, context: &mut Context<'_>) -> Poll<bool> {
         while !state.ended {
             let Some(frame) = ready!(Pin::new(&mut state.source).poll_frame(context)) else {
                 state.ended = true;
                 break;
             };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => {
+                    self.fail(state, error);
+                    break;
+                }
+            };
             // A client of gRPC sends no trailers.
-            let Ok(data) = frame.inspect_err(|_| state.ended = true)?.into_data() else { continue };
+            let Ok(data) = frame.into_data() else { continue };
             state.ended = state.source.is_end_stream();
             if state.whole {
                 if state.charged + data.len() <= self.limit && self.kept.charge(data.len()) {
@@ -144,9 +171,9 @@ impl Shared {
                 }
             }
             state.frames.push_back(data);
-            return Poll::Ready(Some(Ok(())));
+            return Poll::Ready(true);
         }
-        Poll::Ready(None)
+        Poll::Ready(false)
     }
 
     fn let_go(&self, state: &mut State) {
@@ -197,15 +224,13 @@ impl http_body::Body for Reading {
             if !latest {
                 return replaced();
             }
-            match ready!(shared.poll_read(&mut state, context)) {
-                Some(Ok(())) => {}
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return Poll::Ready(None),
-            }
+            ready!(shared.poll_read(&mut state, context));
         }
         // Reading may have dropped what was sent.
         let at = self.next - state.dropped;
-        let Some(frame) = state.frames.get(at).cloned() else { return Poll::Ready(None) };
+        let Some(frame) = state.frames.get(at).cloned() else {
+            return Poll::Ready(state.failed.clone().map(Err));
+        };
         self.next += 1;
         self.sizes.add(&frame);
         self.sent.store(self.sizes.total(), Ordering::Relaxed);
@@ -218,7 +243,7 @@ impl http_body::Body for Reading {
 
     fn is_end_stream(&self) -> bool {
         let state = self.shared.lock();
-        state.ended && self.next >= state.dropped + state.frames.len()
+        state.ended && state.failed.is_none() && self.next >= state.dropped + state.frames.len()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -227,132 +252,4 @@ impl http_body::Body for Reading {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::task::Poll;
-
-    use tokio::sync::mpsc;
-
-    use super::*;
-
-    /// A body that has what is sent to it.
-    struct Source(mpsc::Receiver<&'static str>);
-
-    impl http_body::Body for Source {
-        type Data = Bytes;
-        type Error = Status;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            context: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-            self.0.poll_recv(context).map(|text| text.map(|text| Ok(Frame::data(Bytes::from(text)))))
-        }
-    }
-
-    fn source(ready: &[&'static str]) -> (mpsc::Sender<&'static str>, Body) {
-        let (sender, receiver) = mpsc::channel(8);
-        ready.iter().for_each(|text| sender.try_send(*text).unwrap());
-        (sender, Body::new(Source(receiver)))
-    }
-
-    /// The next frame; "end" for none, "error", "later".
-    fn next(body: &mut Body) -> String {
-        match Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Some(Ok(frame))) => String::from_utf8(frame.into_data().unwrap().into()).unwrap(),
-            Poll::Ready(Some(Err(_))) => "error".into(),
-            Poll::Ready(None) => "end".into(),
-            Poll::Pending => "later".into(),
-        }
-    }
-
-    #[test]
-    fn a_unary_request_is_complete_at_once_and_can_be_sent_twice_at_a_time() {
-        let kept = Kept::new(100);
-        let (sender, body) = source(&["hello"]);
-        drop(sender);
-        let replay = Replay::new(body, 10, &kept);
-        assert!(replay.is_complete());
-        let (mut first, mut second) = (replay.body(&Arc::default()), replay.body(&Arc::default()));
-        assert_eq!((next(&mut first), next(&mut second)), ("hello".into(), "hello".into()));
-        assert_eq!((next(&mut first), next(&mut second)), ("end".into(), "end".into()));
-        assert_eq!(kept.bytes.load(Ordering::Relaxed), 5);
-        drop((first, second, replay));
-        assert_eq!(kept.bytes.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn a_later_attempt_starts_over_and_then_reads_on() {
-        let (sender, body) = source(&["one"]);
-        let replay = Replay::new(body, 100, &Kept::new(100));
-        assert!(replay.is_whole() && !replay.is_complete());
-        let mut first = replay.body(&Arc::default());
-        assert_eq!((next(&mut first), next(&mut first)), ("one".into(), "later".into()));
-        sender.try_send("two").unwrap();
-        assert_eq!(next(&mut first), "two");
-        let mut second = replay.body(&Arc::default());
-        sender.try_send("three").unwrap();
-        assert_eq!(next(&mut first), "error", "it would take frames from the second");
-        for expected in ["one", "two", "three", "later"] {
-            assert_eq!(next(&mut second), expected);
-        }
-        drop(sender);
-        assert_eq!(next(&mut second), "end");
-    }
-
-    #[test]
-    fn a_request_over_the_bound_is_sent_whole_but_once() {
-        let kept = Kept::new(100);
-        let (sender, body) = source(&["one", "two", "three"]);
-        let replay = Replay::new(body, 7, &kept);
-        assert!(!replay.is_whole());
-        assert_eq!(kept.bytes.load(Ordering::Relaxed), 0);
-        let mut first = replay.body(&Arc::default());
-        sender.try_send("four").unwrap();
-        drop(sender);
-        for expected in ["one", "two", "three", "four", "end"] {
-            assert_eq!(next(&mut first), expected);
-        }
-        assert!(replay.0.lock().frames.is_empty(), "what was sent is let go");
-    }
-
-    #[test]
-    fn a_bound_reached_while_sending_ends_the_keeping() {
-        let kept = Kept::new(100);
-        let (sender, body) = source(&["one"]);
-        let replay = Replay::new(body, 5, &kept);
-        let mut first = replay.body(&Arc::default());
-        assert_eq!(next(&mut first), "one");
-        sender.try_send("two").unwrap();
-        assert_eq!(next(&mut first), "two");
-        assert!(!replay.is_whole() && replay.0.lock().frames.is_empty());
-        sender.try_send("three").unwrap();
-        assert_eq!(next(&mut first), "three");
-    }
-
-    #[test]
-    fn all_calls_together_have_a_bound() {
-        let kept = Kept::new(8);
-        let one = Replay::new(source(&["12345"]).1, 100, &kept);
-        let two = Replay::new(source(&["12345"]).1, 100, &kept);
-        assert!(one.is_whole() && !two.is_whole());
-        assert_eq!(next(&mut two.body(&Arc::default())), "12345");
-        drop(one);
-        assert!(Replay::new(source(&["12345"]).1, 100, &kept).is_whole());
-    }
-
-    #[test]
-    fn a_commit_lets_go_of_what_was_sent() {
-        let kept = Kept::new(100);
-        let (sender, body) = source(&["one", "two"]);
-        let replay = Replay::new(body, 100, &kept);
-        let mut first = replay.body(&Arc::default());
-        assert_eq!(next(&mut first), "one");
-        replay.commit();
-        assert_eq!(kept.bytes.load(Ordering::Relaxed), 0);
-        sender.try_send("three").unwrap();
-        for expected in ["two", "three", "later"] {
-            assert_eq!(next(&mut first), expected);
-        }
-        assert!(replay.0.lock().frames.is_empty());
-    }
-}
+mod tests;
