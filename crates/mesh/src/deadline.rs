@@ -19,9 +19,11 @@ impl Deadline {
     /// What is kept back for the answer's way home: 10 ms, at most a tenth of the time given.
     pub const RETURN_MARGIN: Duration = Duration::from_millis(10);
 
-    /// So long from now.
+    /// So long from now; 30 years for what is longer than the clock can count.
     pub fn after(timeout: Duration) -> Self {
-        Self(Instant::now() + timeout)
+        const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+        let now = Instant::now();
+        Self(now.checked_add(timeout).unwrap_or_else(|| now + LONGEST))
     }
 
     /// The caller's deadline, or `longest` from now if it gave none or a later one.
@@ -152,6 +154,12 @@ mod tests {
             let read = parse_timeout(written.to_str().unwrap()).unwrap();
             assert!(read <= left.max(Duration::from_micros(1)));
         }
+    }
+
+    #[test]
+    fn a_time_beyond_the_clock_is_as_good_as_never() {
+        let left = Deadline::after(Duration::MAX).remaining();
+        assert!(left > Duration::from_secs(29 * 365 * 24 * 3600), "{left:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -167,6 +167,24 @@ impl Flight {
 
 /// Now, and so long from now unless that is past `deadline`.
 pub(crate) fn within(delay: Duration, deadline: Option<Deadline>) -> Option<Instant> {
-    let at = Instant::now() + delay;
+    // A server may ask for more than a clock can count: nobody waits for that either.
+    let at = Instant::now().checked_add(delay)?;
     deadline.is_none_or(|deadline| at < deadline.instant()).then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_that_nobody_waits_for_is_none() {
+        let (second, now) = (Duration::from_secs(1), Instant::now());
+        assert_eq!(within(second, None), Some(now + second));
+        assert_eq!(within(second, Some(Deadline::after(2 * second))), Some(now + second));
+        assert_eq!(within(second, Some(Deadline::after(second))), None);
+        // What a peer's RetryInfo may say.
+        for delay in [Duration::MAX, Duration::from_secs(i64::MAX as u64)] {
+            assert_eq!(within(delay, None), None);
+        }
+    }
 }

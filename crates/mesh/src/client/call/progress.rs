@@ -59,7 +59,7 @@ impl<'a> Progress<'a> {
 
     /// When the next hedge is due.
     pub(crate) fn hedge_at(&self, now: Instant) -> Option<Instant> {
-        self.policy.hedge_after.filter(|_| self.may_repeat()).map(|after| now + after)
+        self.policy.hedge_after.filter(|_| self.may_repeat()).and_then(|after| now.checked_add(after))
     }
 
     /// Whether the policy and the servers allow another attempt at a call that a server may have seen.

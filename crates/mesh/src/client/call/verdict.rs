@@ -111,11 +111,22 @@ fn code_of(status: StatusCode) -> Code {
 
 #[cfg(test)]
 mod tests {
+    use tonic_types::pb::RetryInfo;
+
     use super::*;
     use crate::reason;
 
     fn head(status: Status) -> Response<Body> {
         status.into_http()
+    }
+
+    /// `RESOURCE_EXHAUSTED` with a `google.rpc.Status` that holds a `RetryInfo`, as a peer may write it.
+    fn shedding(after: prost_types::Duration) -> Status {
+        use prost::Message;
+        let value = RetryInfo { retry_delay: Some(after) }.encode_to_vec();
+        let info = prost_types::Any { type_url: "type.googleapis.com/google.rpc.RetryInfo".into(), value };
+        let status = tonic_types::pb::Status { code: 8, message: "full".into(), details: vec![info] };
+        Status::with_details(Code::ResourceExhausted, "full", status.encode_to_vec().into())
     }
 
     #[test]
@@ -126,6 +137,10 @@ mod tests {
         assert_eq!(of(busy.clone().retry_after(after).into()).shed, Some(after));
         assert_eq!(of(RpcError::unavailable("x").retry_after(after).into()).shed, Some(after));
         assert_eq!(of(busy.into()).shed, None);
+        // As far ahead as a peer can say.
+        let never = Duration::from_secs(i64::MAX as u64);
+        let late = prost_types::Duration { seconds: i64::MAX, nanos: 0 };
+        assert_eq!(of(shedding(late)).shed, Some(never));
         assert_eq!(of(RpcError::internal("x").retry_after(after).into()).shed, None);
         assert_eq!(of(Status::unavailable("x")).shed, None);
     }
