@@ -15,10 +15,12 @@ use super::{BreakerOptions, dice::Dice};
 /// Codes that speak against the endpoint. The caller's own mistakes and refusals that other replicas would give too do not,
 /// nor does `RESOURCE_EXHAUSTED`: who sheds is alive, and load makes it dearer.
 pub(super) fn is_failure(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unavailable | Code::Internal | Code::Unknown | Code::DataLoss | Code::DeadlineExceeded
-    )
+    is_fault(code) || code == Code::DeadlineExceeded
+}
+
+/// Those of them by which a server says that it cannot serve. That time ran out it may say for a caller who gave it none.
+pub(super) fn is_fault(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Internal | Code::Unknown | Code::DataLoss)
 }
 
 /// What a breaker does with calls.

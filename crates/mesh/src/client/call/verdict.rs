@@ -7,7 +7,7 @@ use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt;
 
 use super::{
-    super::{Outcome, TransportError},
+    super::{Outcome, TransportError, breaker::is_failure},
     backoff::Pushback,
 };
 use crate::RpcError;
@@ -79,9 +79,7 @@ impl Verdict {
 /// `RESOURCE_EXHAUSTED` without `RetryInfo`: a quota, not a server in need.
 pub(crate) fn outcome(code: Code, shed: bool) -> Outcome {
     match code {
-        Code::Unknown | Code::DeadlineExceeded | Code::Internal | Code::Unavailable | Code::DataLoss => {
-            Outcome::Failure(code)
-        }
+        _ if is_failure(code) => Outcome::Failure(code),
         Code::ResourceExhausted if shed => Outcome::Failure(code),
         Code::Cancelled => Outcome::Cancelled,
         _ => Outcome::Success,

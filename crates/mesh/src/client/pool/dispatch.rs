@@ -189,9 +189,13 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         let endpoint = flight.endpoint();
         match reply {
             Some(Reply::Answer((code, answer))) => {
-                self.shared.stall().record(flight.since.elapsed());
-                let outcome = if code == Code::Ok { Outcome::Success } else { Outcome::Failure(code) };
-                flight.end(outcome, "");
+                // How fast a server fails says nothing of how long an answer takes.
+                if code == Code::Ok {
+                    self.shared.stall().record(flight.since.elapsed());
+                    flight.end(Outcome::Success, "");
+                } else {
+                    flight.end(Outcome::Failure(code), "");
+                }
                 self.flying.drain(..).for_each(|mut other| other.lose());
                 return Ok(Some(answer));
             }

@@ -6,7 +6,7 @@ use sightline_wire::{status::ItemError, stream::Load};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::super::{ServerLoad, Transport};
+use super::super::{ServerLoad, Transport, breaker::is_fault};
 use crate::{RpcError, reason::DRAINING};
 
 /// What a message from the server means to the pool.
@@ -27,7 +27,7 @@ pub enum Message<A> {
 impl<A> Message<Result<A, ItemError>> {
     /// Reads an answer whose errors are items of the stream. Of a message that met a server that drains or has no room
     /// nothing was done; any other error is an answer, and counts against the endpoint only if it says that it cannot
-    /// serve.
+    /// serve (`UNAVAILABLE`, `INTERNAL`, `UNKNOWN`, `DATA_LOSS`): an error that is the message's own must not be one of these.
     pub fn of_item(id: u64, answer: Result<A, ItemError>, load: Option<Load>) -> Self {
         let load = load.map(ServerLoad::from);
         match answer {
@@ -35,8 +35,7 @@ impl<A> Message<Result<A, ItemError>> {
                 Self::Refused(Refused { id, error: error.into(), load })
             }
             Err(error) => {
-                let unavailable = error.code == Code::Unavailable as i32;
-                let code = if unavailable { Code::Unavailable } else { Code::Ok };
+                let code = Some(Code::from(error.code)).filter(|code| is_fault(*code)).unwrap_or(Code::Ok);
                 Self::Answer(Answered { id, answer: Err(error), code, load })
             }
             Ok(answer) => Self::Answer(Answered { id, answer: Ok(answer), code: Code::Ok, load }),
@@ -118,5 +117,31 @@ pub trait Lane: Send + Sync + 'static {
     fn cancel(&self, id: u64) -> Option<Self::Outbound> {
         let _ = id;
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_counts_against_the_endpoint_if_it_is_its_own() {
+        for (code, counts) in [
+            (Code::Unavailable, Code::Unavailable),
+            (Code::Internal, Code::Internal),
+            (Code::Unknown, Code::Unknown),
+            (Code::DataLoss, Code::DataLoss),
+            (Code::InvalidArgument, Code::Ok),
+            (Code::NotFound, Code::Ok),
+            (Code::DeadlineExceeded, Code::Ok),
+        ] {
+            let error = RpcError::new(code, "REASON", "x");
+            match Message::<Result<(), ItemError>>::of_item(7, Err(error.into()), None) {
+                Message::Answer(answered) => {
+                    assert_eq!((answered.id, answered.code), (7, counts), "{code:?}");
+                }
+                other => panic!("{code:?}: {other:?}"),
+            }
+        }
     }
 }
