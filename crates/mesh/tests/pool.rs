@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests: a panic is a failed test, figures are of use
 
+mod on_trial;
 mod scripted;
 
 use std::{

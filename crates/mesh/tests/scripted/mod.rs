@@ -15,7 +15,7 @@ use std::{
 
 use sightline_mesh::{
     RpcError,
-    client::{Cluster, ClusterOptions, Fixed, Lane, Message, PoolOptions, StreamPool, Transport},
+    client::{Answered, Cluster, ClusterOptions, Fixed, Lane, Message, PoolOptions, StreamPool, Transport},
     server::{Lifecycle, Server, bind},
     stream::draining,
 };
@@ -43,6 +43,8 @@ pub(super) struct Script {
     pub(super) percent: AtomicU32,
     /// Messages are refused for lack of room.
     pub(super) full: AtomicBool,
+    /// Messages are answered by an error that is the replica's own.
+    pub(super) fails: AtomicBool,
     /// Breaks every stream instead of answering.
     pub(super) breaks: AtomicBool,
     /// Says on every stream that it drains.
@@ -118,6 +120,11 @@ impl Script {
             return say(&send, message.id, Answer::Error(error.into())).await;
         }
         *self.acted.lock().unwrap().entry(name.clone()).or_default() += 1;
+        if self.fails.load(Ordering::SeqCst) {
+            unanswered.fetch_sub(1, Ordering::SeqCst);
+            let error = RpcError::internal("broken in a test");
+            return say(&send, message.id, Answer::Error(error.into())).await;
+        }
         if self.breaks.load(Ordering::SeqCst) {
             send.send(Err(Status::unavailable("broken in a test"))).await.ok();
             return;
@@ -269,18 +276,19 @@ impl Lane for TestLane {
             Some(Answer::Drain(_)) => Message::Drain,
             Some(Answer::Response(response)) => {
                 return Ok(match Message::of_item(inbound.id, Ok(response.refused_by), inbound.load) {
-                    Message::Answer(answered) => Message::Answer(sightline_mesh::client::Answered {
-                        id: answered.id,
-                        answer: answered.answer.unwrap(),
-                        code: answered.code,
-                        load: answered.load,
-                    }),
+                    Message::Answer(Answered { id, answer, code, load }) => {
+                        Message::Answer(Answered { id, answer: answer.unwrap(), code, load })
+                    }
                     other => panic!("{other:?}"),
                 });
             }
             Some(Answer::Error(error)) => {
                 match Message::<Result<String, _>>::of_item(inbound.id, Err(error), None) {
                     Message::Refused(refused) => Message::Refused(refused),
+                    Message::Answer(Answered { id, answer, code, load }) => {
+                        let answer = answer.unwrap_err().reason;
+                        Message::Answer(Answered { id, answer, code, load })
+                    }
                     other => panic!("{other:?}"),
                 }
             }

@@ -17,6 +17,7 @@ use sightline_telemetry::trace::{TRACEPARENT, traceparent};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Request};
+pub(super) use view::Choice;
 use view::Refusal;
 
 use super::{ClusterOptions, Endpoint, EndpointId, EndpointSnapshot, Picked, meters::Pickup};
@@ -84,39 +85,69 @@ impl Cluster {
     /// `UNAVAILABLE` naming the service and the last problem: after the patience, or at once while the gate is shut.
     /// `RESOURCE_EXHAUSTED` when every usable endpoint has its most calls in flight. `DEADLINE_EXCEEDED`.
     pub async fn pick(&self, pick: Pick<'_>) -> Result<Picked, RpcError> {
-        match self.choose(pick, Pickup::AtOnce) {
-            Ok(picked) => Ok(picked),
-            Err(Refusal::Full) => Err(self.full()),
-            Err(Refusal::Nobody) => self.wait(pick).await,
+        loop {
+            let (choice, ready) = self.choose(pick).await?;
+            // Who is gone meanwhile, or is tried by another, is not chosen again.
+            if let Some(picked) = self.begin(&choice, ready) {
+                return Ok(picked);
+            }
         }
     }
 
     /// The same without waiting; `None` where none is usable or all are full.
     pub fn try_pick(&self, pick: Pick<'_>) -> Option<Picked> {
-        self.choose(pick, Pickup::AtOnce).ok()
+        loop {
+            let choice = self.peek(pick)?;
+            if let Some(picked) = self.begin(&choice, Pickup::AtOnce) {
+                return Some(picked);
+            }
+        }
     }
 
-    fn choose(&self, pick: Pick<'_>, how: Pickup) -> Result<Picked, Refusal> {
+    /// Chooses as [`Cluster::pick`] does, without counting a call: for who needs more than an endpoint before it begins.
+    /// Says how that pick ends, if the endpoint is a ready one.
+    ///
+    /// # Errors
+    /// As [`Cluster::pick`]; those are counted.
+    pub(super) async fn choose(&self, pick: Pick<'_>) -> Result<(Choice, Pickup), RpcError> {
+        match self.look(pick) {
+            Ok(choice) => Ok((choice, Pickup::AtOnce)),
+            Err(Refusal::Full) => Err(self.full()),
+            Err(Refusal::Nobody) => Ok((self.wait(pick).await?, Pickup::Waited)),
+        }
+    }
+
+    /// The same without waiting; counts nothing at all.
+    pub(super) fn peek(&self, pick: Pick<'_>) -> Option<Choice> {
+        self.look(pick).ok()
+    }
+
+    fn look(&self, pick: Pick<'_>) -> Result<Choice, Refusal> {
         let shared = &self.shared;
-        let view = shared.view.load();
-        let picked = view.choose(pick, &shared.options.mesh, &shared.dice, &shared.turn)?;
-        shared.meters.picked(match (picked.is_probe(), view.panic) {
-            (true, _) => Pickup::Probe,
-            (false, true) => Pickup::Panic,
-            (false, false) => how,
-        });
-        Ok(picked)
+        shared.view.load().choose(pick, &shared.options.mesh, &shared.dice, &shared.turn)
     }
 
-    async fn wait(&self, pick: Pick<'_>) -> Result<Picked, RpcError> {
+    /// Counts a call on who was chosen. `None`: the endpoint takes it no longer.
+    pub(super) fn begin(&self, choice: &Choice, ready: Pickup) -> Option<Picked> {
+        let picked = choice.begin()?;
+        self.shared.meters.picked(choice.pickup(ready));
+        Some(picked)
+    }
+
+    /// Counts how a choice ended that was made elsewhere: by the credits of a stream pool.
+    pub(super) fn count(&self, how: Pickup) {
+        self.shared.meters.picked(how);
+    }
+
+    async fn wait(&self, pick: Pick<'_>) -> Result<Choice, RpcError> {
         let shared = &self.shared;
         let Some(_place) = Place::take(shared) else { return Err(self.full()) };
         let mut changed = shared.changed.subscribe();
         let patient = Deadline::after(shared.options.mesh.patience).min(pick.deadline);
         loop {
             changed.borrow_and_update();
-            match self.choose(pick, Pickup::Waited) {
-                Ok(picked) => return Ok(picked),
+            match self.look(pick) {
+                Ok(choice) => return Ok(choice),
                 Err(Refusal::Full) => return Err(self.full()),
                 Err(Refusal::Nobody) => {}
             }

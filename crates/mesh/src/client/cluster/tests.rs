@@ -6,7 +6,7 @@ use std::{
 
 use super::{
     Pick,
-    view::{Refusal, View},
+    view::{Choice, Refusal, View},
 };
 use crate::{
     Deadline,
@@ -78,7 +78,11 @@ impl Chooser {
 
     fn choose(&self, key: Option<u64>, avoid: &[EndpointId]) -> Result<Picked, Refusal> {
         let pick = Pick { deadline: Deadline::after(Duration::from_secs(1)), key, avoid };
-        self.view().choose(pick, &self.options, &self.dice, &self.turn)
+        Ok(self.choose_from(&self.view(), pick)?.begin().unwrap())
+    }
+
+    fn choose_from(&self, view: &View, pick: Pick<'_>) -> Result<Choice, Refusal> {
+        view.choose(pick, &self.options, &self.dice, &self.turn)
     }
 
     /// Which endpoints take some of 200 calls that end at once.
@@ -135,7 +139,7 @@ async fn nobody_is_both_ejected_and_chosen_but_in_panic() {
     chooser.all[2].eject("test");
     for _ in 0..50 {
         let pick = Pick::until(Deadline::after(Duration::from_secs(1)));
-        let picked = stale.choose(pick, &chooser.options, &chooser.dice, &chooser.turn).unwrap();
+        let picked = chooser.choose_from(&stale, pick).unwrap().begin().unwrap();
         assert_eq!(chooser.index(&picked), 3, "also from a view that was built before");
     }
     assert!(chooser.view().panic);
@@ -174,6 +178,24 @@ async fn a_half_open_endpoint_gets_one_call_at_a_time() {
     assert!(!chooser.choose(None, &[tried.id()]).unwrap().is_probe(), "not for a call that failed on it");
     chooser.choose(None, &[]).unwrap().done(Outcome::Failure(tonic::Code::InvalidArgument));
     assert_eq!(tried.state(), State::Ready, "the caller's mistake is an answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_chosen_is_not_counted_before_the_call_begins() {
+    let chooser = Chooser::new(&["a"; 2], in_turns()).await;
+    let tried = &chooser.all[0];
+    tried.eject("test");
+    tried.probation(Ok(()));
+    let peek = || {
+        let pick = Pick::until(Deadline::after(Duration::from_secs(1)));
+        chooser.choose_from(&chooser.view(), pick).unwrap()
+    };
+    let choices = [peek(), peek()];
+    assert!(choices.iter().all(|choice| choice.id() == tried.id()), "it is to be tried");
+    assert_eq!((tried.in_flight(), tried.is_usable()), (0, true), "and nobody does yet");
+    let probe = choices[0].begin().unwrap();
+    assert!(probe.is_probe() && choices[1].begin().is_none(), "one at a time");
+    assert_eq!(tried.in_flight(), 1);
 }
 
 #[tokio::test(start_paused = true)]

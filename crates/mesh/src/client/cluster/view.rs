@@ -7,6 +7,7 @@ use crate::client::{
     Balance, Endpoint, EndpointId, MeshOptions, Picked, State,
     balance::{Candidates, least_loaded, ring_hash::Ring, round_robin},
     dice::Dice,
+    meters::Pickup,
 };
 
 /// Draws of an endpoint before all are looked through: a call that failed on one of several seldom draws it again.
@@ -24,6 +25,38 @@ pub(super) struct View {
     ring: Arc<Ring>,
     /// Too few were ready: `all` has those of last resort too.
     pub(super) panic: bool,
+}
+
+/// Who takes a call that is not counted yet.
+#[derive(Debug)]
+pub(in crate::client) struct Choice {
+    endpoint: Arc<Endpoint>,
+    /// The call tries it.
+    probe: bool,
+    panic: bool,
+}
+
+impl Choice {
+    pub(in crate::client) fn id(&self) -> EndpointId {
+        self.endpoint.id()
+    }
+
+    /// Counts the call. `None`: the connection just went, or somebody else tries the endpoint.
+    pub(super) fn begin(&self) -> Option<Picked> {
+        match self.probe {
+            true => self.endpoint.begin_probe(),
+            false => Some(self.endpoint.begin()).filter(Picked::is_connected),
+        }
+    }
+
+    /// How a pick ended with it that would have ended so on a ready endpoint.
+    pub(super) fn pickup(&self, ready: Pickup) -> Pickup {
+        match (self.probe, self.panic) {
+            (true, _) => Pickup::Probe,
+            (false, true) => Pickup::Panic,
+            (false, false) => ready,
+        }
+    }
 }
 
 /// Why nobody was chosen.
@@ -68,19 +101,23 @@ impl View {
         if self.panic { endpoint.is_last_resort() } else { endpoint.state() == State::Ready }
     }
 
-    /// Chooses, and counts a call on the chosen.
+    /// Chooses, and counts nothing yet: that is for [`Choice::begin`].
     pub(super) fn choose(
         &self,
         pick: Pick<'_>,
         options: &MeshOptions,
         dice: &Dice,
         turn: &AtomicU64,
-    ) -> Result<Picked, Refusal> {
+    ) -> Result<Choice, Refusal> {
         let avoided = |id: EndpointId| pick.avoid.contains(&id);
         let mut trying = self.trying.iter().filter(|endpoint| !avoided(endpoint.id()));
-        if let Some(picked) = trying.find_map(Endpoint::begin_probe) {
-            return Ok(picked);
+        if let Some(endpoint) = trying.find(|endpoint| endpoint.may_be_tried()) {
+            return Ok(Choice { endpoint: Arc::clone(endpoint), probe: true, panic: self.panic });
         }
+        let chosen = |endpoint: &Arc<Endpoint>| {
+            let choice = || Choice { endpoint: Arc::clone(endpoint), probe: false, panic: self.panic };
+            endpoint.is_connected().then(choice)
+        };
         let mut full = false;
         let mut fits = |endpoint: &Endpoint| {
             let room = endpoint.in_flight() < options.max_in_flight;
@@ -92,12 +129,12 @@ impl View {
             let key = pick.key.unwrap_or_else(|| dice.next());
             let usable =
                 |endpoint: &Endpoint| self.admits(endpoint) && endpoint.in_flight() < options.max_in_flight;
-            let chosen = self
+            let owner = self
                 .ring
                 .choose(key, |endpoint| usable(endpoint) && !avoided(endpoint.id()))
                 .or_else(|| self.ring.choose(key, usable));
-            if let Some(picked) = chosen.and_then(begin) {
-                return Ok(picked);
+            if let Some(choice) = owner.and_then(chosen) {
+                return Ok(choice);
             }
         }
         for _ in 0..DRAWS {
@@ -106,8 +143,8 @@ impl View {
                 Balance::LeastLoaded | Balance::RingHash => least_loaded::choose(&self.preferred, dice),
             };
             let drawn = drawn.filter(|endpoint| !avoided(endpoint.id()) && fits(endpoint));
-            if let Some(picked) = drawn.and_then(begin) {
-                return Ok(picked);
+            if let Some(choice) = drawn.and_then(chosen) {
+                return Ok(choice);
             }
         }
         // Seldom needed: whoever did not fail this call, own zone first, the cheapest first.
@@ -118,14 +155,9 @@ impl View {
         let mut rest: Vec<(bool, bool, f64, &Arc<Endpoint>)> =
             fitting.map(|(far, endpoint)| (avoided(endpoint.id()), far, endpoint.load(), endpoint)).collect();
         rest.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2)));
-        let found = rest.into_iter().find_map(|(.., endpoint)| begin(endpoint));
+        let found = rest.into_iter().find_map(|(.., endpoint)| chosen(endpoint));
         found.ok_or(if full { Refusal::Full } else { Refusal::Nobody })
     }
-}
-
-/// Counts a call, unless the connection just went.
-fn begin(endpoint: &Arc<Endpoint>) -> Option<Picked> {
-    endpoint.is_connected().then(|| endpoint.begin()).filter(Picked::is_connected)
 }
 
 /// The ready endpoints of the own zone, if they are enough of it.

@@ -155,11 +155,7 @@ impl Endpoint {
 
     /// Whether calls may be sent to it: it is ready, or half-open and nobody tries it yet.
     pub fn is_usable(&self) -> bool {
-        match self.state() {
-            State::Ready => true,
-            State::HalfOpen => self.inner().breaker.phase() == (Phase::HalfOpen { probing: false }),
-            _ => false,
-        }
+        self.state() == State::Ready || self.may_be_tried()
     }
 
     /// Calls and messages begun and not done.
@@ -207,6 +203,21 @@ impl Endpoint {
         };
         self.started();
         Picked::new(Arc::clone(self), transport, probe)
+    }
+
+    /// The same where it is usable: on a half-open endpoint for the one that tries it, on others for nobody.
+    pub(in crate::client) fn begin_usable(self: &Arc<Self>) -> Option<Picked> {
+        match self.state() {
+            State::Ready => Some(self.begin()),
+            State::HalfOpen => self.begin_probe(),
+            _ => None,
+        }
+    }
+
+    /// Whether a call may try it: it is half-open and nobody does yet.
+    pub(in crate::client) fn may_be_tried(&self) -> bool {
+        self.state() == State::HalfOpen
+            && self.inner().breaker.phase() == (Phase::HalfOpen { probing: false })
     }
 
     /// The same for the one call that tries a half-open endpoint; `None` where there is nothing to try.

@@ -24,7 +24,11 @@ pub(super) struct Ticket(u64);
 
 /// What a stream is to those who send on it.
 pub(super) trait Handle: Clone {
+    /// A message counted on the endpoint, until it is dropped.
+    type Seat;
     fn endpoint(&self) -> EndpointId;
+    /// Counts a message that goes there. `None` where none may: on an endpoint on trial for all but the one that tries it.
+    fn sit(&self) -> Option<Self::Seat>;
     /// Whether the endpoint may be sent to, and how loaded it is: less is better.
     fn load(&self) -> Option<f64>;
 }
@@ -47,6 +51,9 @@ pub(super) struct Grant<A, H> {
     pub(super) id: u64,
     pub(super) reply: oneshot::Receiver<Reply<A>>,
 }
+
+/// A place on a stream and one on its endpoint.
+pub(super) type Seated<A, H> = (<H as Handle>::Seat, Grant<A, H>);
 
 struct Line<A, H> {
     handle: H,
@@ -91,11 +98,11 @@ pub(super) struct Standing {
 }
 
 /// All open streams of a pool.
-pub(super) struct Book<A, H> {
+pub(super) struct Book<A, H: Handle> {
     lines: BTreeMap<LineId, Line<A, H>>,
     waiting: BTreeMap<Ticket, Waiter>,
     /// Whose turn came and who has not looked yet.
-    granted: BTreeMap<Ticket, Grant<A, H>>,
+    granted: BTreeMap<Ticket, Seated<A, H>>,
     /// Streams of an endpoint, oldest first, among which messages are spread; further ones take what these cannot, so
     /// that they fall idle when there is less to do.
     spread: usize,
@@ -131,8 +138,13 @@ impl<A, H: Handle> Book<A, H> {
         self.hand_out(line, now);
     }
 
-    /// Takes a credit of one of an endpoint's streams.
-    pub(super) fn take(&mut self, endpoint: EndpointId, now: Instant) -> Option<Grant<A, H>> {
+    /// Takes a credit of one of an endpoint's streams, if there is one and the endpoint has a `seat`.
+    pub(super) fn take(
+        &mut self,
+        endpoint: EndpointId,
+        now: Instant,
+        seat: impl FnOnce(&H) -> Option<H::Seat>,
+    ) -> Option<Seated<A, H>> {
         let of = || {
             let lines = self.lines.iter();
             lines.filter(|(_, line)| !line.leaving && line.handle.endpoint() == endpoint)
@@ -140,18 +152,24 @@ impl<A, H: Handle> Book<A, H> {
         let free = |(_, line): &(&LineId, &Line<A, H>)| line.credits > 0;
         let least = of().take(self.spread).filter(free).min_by_key(|(_, line)| line.unanswered());
         let (line, _) = least.or_else(|| of().find(free))?;
-        self.take_on(*line, now)
+        self.take_on(*line, now, seat)
     }
 
-    fn take_on(&mut self, id: LineId, now: Instant) -> Option<Grant<A, H>> {
+    fn take_on(
+        &mut self,
+        id: LineId,
+        now: Instant,
+        seat: impl FnOnce(&H) -> Option<H::Seat>,
+    ) -> Option<Seated<A, H>> {
         let line = self.lines.get_mut(&id).filter(|line| line.is_free())?;
+        let seat = seat(&line.handle)?;
         let (send, reply) = oneshot::channel();
         let message = line.next;
         line.next += 1;
         line.credits -= 1;
         line.used = now;
         line.pending.insert(message, send);
-        Some(Grant { line: id, handle: line.handle.clone(), id: message, reply })
+        Some((seat, Grant { line: id, handle: line.handle.clone(), id: message, reply }))
     }
 
     /// Waits for a credit of any endpoint, those in `avoid` only if no other has a stream. `wake` is told when there is
@@ -173,14 +191,16 @@ impl<A, H: Handle> Book<A, H> {
     }
 
     /// The place of somebody who waited, once.
-    pub(super) fn claim(&mut self, ticket: Ticket) -> Option<Grant<A, H>> {
+    pub(super) fn claim(&mut self, ticket: Ticket) -> Option<Seated<A, H>> {
         self.granted.remove(&ticket)
     }
 
     /// Somebody waits no longer.
     pub(super) fn give_up(&mut self, ticket: Ticket, now: Instant) {
         self.waiting.remove(&ticket);
-        if let Some(grant) = self.granted.remove(&ticket) {
+        if let Some((seat, grant)) = self.granted.remove(&ticket) {
+            // First, so that an endpoint on trial may be tried by the next in line.
+            drop(seat);
             self.unsent(grant.line, grant.id, now);
         }
     }
@@ -211,9 +231,9 @@ impl<A, H: Handle> Book<A, H> {
             }
             let endpoint = line.handle.endpoint();
             let Some(ticket) = self.first_for(endpoint) else { return };
+            let Some(seated) = self.take_on(id, now, H::sit) else { return };
+            self.granted.insert(ticket, seated);
             let Some(waiter) = self.waiting.remove(&ticket) else { return };
-            let Some(grant) = self.take_on(id, now) else { return };
-            self.granted.insert(ticket, grant);
             if waiter.wake.send(()).is_err() {
                 // Whoever it was is gone; the credit goes to the next.
                 self.undo(ticket);
@@ -222,7 +242,7 @@ impl<A, H: Handle> Book<A, H> {
     }
 
     fn undo(&mut self, ticket: Ticket) {
-        let Some(grant) = self.granted.remove(&ticket) else { return };
+        let Some((_, grant)) = self.granted.remove(&ticket) else { return };
         if let Some(line) = self.lines.get_mut(&grant.line) {
             line.pending.remove(&grant.id);
             line.credits += 1;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     RpcError,
-    client::{EndpointId, Outcome, Pick, Picked},
+    client::{EndpointId, Outcome, Pick, Picked, meters::Pickup},
     reason,
 };
 
@@ -129,20 +129,22 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
 
     /// An endpoint by the cluster's policy and a credit of one of its streams; when it has none, the first credit of any.
     async fn seat(&mut self) -> Result<(Picked, Granted<L>), RpcError> {
-        let picked = self.shared.cluster.pick(self.pick(&self.tried)).await?;
-        let id = picked.endpoint().id();
-        let since = Instant::now();
+        let cluster = &self.shared.cluster;
+        let (choice, ready) = cluster.choose(self.pick(&self.tried)).await?;
+        let (id, since) = (choice.id(), Instant::now());
         let (wake, woken) = oneshot::channel();
         let ticket = {
             let mut book = self.shared.book();
-            if let Some(grant) = book.take(id, since) {
-                return Ok((picked, grant));
+            if let Some(seated) = book.take(id, since, |_| cluster.begin(&choice, ready)) {
+                return Ok(seated);
             }
             book.queue(self.tried.clone(), wake, since)
         };
-        drop(picked);
         self.shared.press(id);
-        let Some(ticket) = ticket else { return Err(self.shared.too_many_wait()) };
+        let Some(ticket) = ticket else {
+            cluster.count(Pickup::Full);
+            return Err(self.shared.too_many_wait());
+        };
         let line = InLine { shared: self.shared, ticket };
         let seated = line.wait(woken, self.pick(&self.tried), since).await?;
         self.shared.count_wait(since.elapsed());
@@ -232,8 +234,8 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
     /// Whether a message that was refused for lack of room goes to another replica: there is one, and the budget allows it.
     fn may_move(&self) -> bool {
         let other = || {
-            let picked = self.shared.cluster.try_pick(self.pick(&self.tried));
-            picked.is_some_and(|picked| !self.tried.contains(&picked.endpoint().id()))
+            let choice = self.shared.cluster.peek(self.pick(&self.tried));
+            choice.is_some_and(|choice| !self.tried.contains(&choice.id()))
         };
         let moves = self.sent < self.shared.options.max_attempts
             && other()
@@ -254,16 +256,14 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         }
         let mut avoid = self.tried.clone();
         avoid.extend(self.flying.iter().map(|flight| flight.endpoint()));
-        let Some(picked) = self.shared.cluster.try_pick(self.pick(&avoid)) else { return };
-        let id = picked.endpoint().id();
+        let cluster = &self.shared.cluster;
+        let Some(choice) = cluster.peek(self.pick(&avoid)) else { return };
+        let id = choice.id();
         if avoid.contains(&id) || !self.shared.budget().withdraw(now) {
             return;
         }
-        let grant = self.shared.book().take(id, now);
-        let sent = match grant {
-            Some(grant) => self.fly(picked, grant),
-            None => false,
-        };
+        let seated = self.shared.book().take(id, now, |_| cluster.begin(&choice, Pickup::AtOnce));
+        let sent = seated.is_some_and(|(picked, grant)| self.fly(picked, grant));
         if sent {
             self.shared.count_hedge();
         } else {
@@ -298,26 +298,30 @@ impl<L: Lane> InLine<'_, L> {
         since: Instant,
     ) -> Result<(Picked, Granted<L>), RpcError> {
         let shared = self.shared;
+        let cluster = &shared.cluster;
         loop {
             let look = pick.deadline.instant().min(Instant::now() + LOOK);
             if timeout_at(look, &mut woken).await.is_ok() {
-                let grant = shared.book().claim(self.ticket);
-                let grant = grant.ok_or_else(|| RpcError::internal("a place in line went astray"))?;
-                return Ok((grant.handle.endpoint().begin(), grant));
+                let seated = shared.book().claim(self.ticket);
+                let seated = seated.ok_or_else(|| RpcError::internal("a place in line went astray"))?;
+                cluster.count(if seated.0.is_probe() { Pickup::Probe } else { Pickup::Waited });
+                return Ok(seated);
             }
             if pick.deadline.passed() {
+                cluster.count(Pickup::TimedOut);
                 return Err(RpcError::deadline(&format!("waiting for {}", shared.cluster.service())));
             }
             if since.elapsed() >= shared.options.patience && shared.book().open_lines() == 0 {
+                cluster.count(Pickup::TimedOut);
                 return Err(shared.no_stream());
             }
-            // One that only a pick may use: it is tried again after a failure, or all look bad.
-            if let Some(picked) = shared.cluster.try_pick(pick) {
-                let id = picked.endpoint().id();
-                if let Some(grant) = shared.book().take(id, Instant::now()) {
-                    return Ok((picked, grant));
+            // One that only a choice may use: it is tried again after a failure, or all look bad.
+            if let Some(choice) = cluster.peek(pick) {
+                let begin = || cluster.begin(&choice, Pickup::Waited);
+                if let Some(seated) = shared.book().take(choice.id(), Instant::now(), |_| begin()) {
+                    return Ok(seated);
                 }
-                shared.press(id);
+                shared.press(choice.id());
             }
         }
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     RpcError,
-    client::{Endpoint, EndpointId, Outcome, ServerLoad, Transport},
+    client::{Endpoint, EndpointId, Outcome, Picked, ServerLoad, Transport},
 };
 
 /// Messages and cancellations waiting for the network on one stream. There is always a place for a message that has a
@@ -38,8 +38,14 @@ pub(super) struct Line<L: Lane> {
 }
 
 impl<L: Lane> Handle for Arc<Line<L>> {
+    type Seat = Picked;
+
     fn endpoint(&self) -> EndpointId {
         self.endpoint.id()
+    }
+
+    fn sit(&self) -> Option<Picked> {
+        self.endpoint.begin_usable()
     }
 
     fn load(&self) -> Option<f64> {
