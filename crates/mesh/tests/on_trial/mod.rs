@@ -1,6 +1,9 @@
 //! Which replica and which stream a message goes to when some of them fail.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use sightline_mesh::{
     Deadline,
@@ -11,7 +14,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     LONG,
-    scripted::{Replica, TestLane, ask, pool_with},
+    scripted::{DeafAtFirst, Replica, TestLane, ask, cluster, pool_with},
     until,
 };
 
@@ -46,6 +49,18 @@ async fn a_replica_that_fails_is_ejected_and_tried_by_one_message_at_a_time() {
     assert!((1..=3).contains(&tried), "{tried}");
     bad.script.fails.store(false, Ordering::SeqCst);
     until("it is used again", || state() == State::Ready).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_takes_nothing_costs_no_message() {
+    let replica = Replica::start();
+    let lane = DeafAtFirst { lane: TestLane { repeatable: false }, opened: AtomicBool::default() };
+    let pool = StreamPool::start(lane, cluster(&[&replica]), PoolOptions::default());
+    until("credits are granted", || pool.snapshot().streams.iter().any(|to| to.credits > 0)).await;
+    let asked = (0..5).map(|n| pool.call(Deadline::after(LONG), ask(n.to_string())));
+    let answers = futures_util::future::try_join_all(asked).await.unwrap();
+    assert_eq!(answers, ["0", "1", "2", "3", "4"]);
+    assert_eq!(replica.script.opened.load(Ordering::SeqCst), 2);
 }
 
 /// Those who wait look again and again, which chooses nobody.

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use sightline_mesh::{
     RpcError,
     client::{Answered, Cluster, ClusterOptions, Fixed, Lane, Message, PoolOptions, StreamPool, Transport},
@@ -303,6 +304,46 @@ impl Lane for TestLane {
 
     fn hello(&self) -> Option<CheckStreamRequest> {
         Some(CheckStreamRequest { hello: Some(Hello {}), ..CheckStreamRequest::default() })
+    }
+}
+
+/// The same, whose first stream takes nothing after the hello, though the server grants credits on it and it goes on.
+pub(super) struct DeafAtFirst {
+    pub(super) lane: TestLane,
+    pub(super) opened: AtomicBool,
+}
+
+impl Lane for DeafAtFirst {
+    type Outbound = CheckStreamRequest;
+    type Inbound = CheckStreamResponse;
+    type Answer = String;
+
+    async fn open(
+        &self,
+        transport: Transport,
+        outbound: Request<ReceiverStream<CheckStreamRequest>>,
+    ) -> Result<Response<Streaming<CheckStreamResponse>>, Status> {
+        if self.opened.swap(true, Ordering::SeqCst) {
+            return self.lane.open(transport, outbound).await;
+        }
+        let outbound = outbound.map(|mut messages| {
+            // The receiver is dropped with the first message.
+            let hello = async move { messages.next().await.unwrap() };
+            futures_util::stream::once(hello).chain(futures_util::stream::pending())
+        });
+        RateLimiterServiceClient::new(transport).check_stream(outbound).await
+    }
+
+    fn read(&self, inbound: CheckStreamResponse) -> Result<Message<String>, RpcError> {
+        self.lane.read(inbound)
+    }
+
+    fn repeatable(&self) -> bool {
+        self.lane.repeatable()
+    }
+
+    fn hello(&self) -> Option<CheckStreamRequest> {
+        self.lane.hello()
     }
 }
 

@@ -96,11 +96,8 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
             self.pay().await?;
         }
         let (picked, grant) = self.seat().await?;
-        if !self.fly(picked, grant) {
-            self.unread += 1;
-            // The stream's reader takes it out of the book.
-            tokio::task::yield_now().await;
-        }
+        // A stream that has ended is not come to again: there is an end to trying.
+        self.fly(picked, grant);
         Ok(())
     }
 
@@ -165,7 +162,12 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
             sightline.hedge = !self.flying.is_empty(),
         );
         if over || !grant.handle.send(span.in_scope(|| (self.build)(grant.id))) {
-            self.shared.book().unsent(grant.line, grant.id, now);
+            // Its reader may not know yet: nobody is to come here again.
+            let mut book = self.shared.book();
+            book.leave(grant.line);
+            book.unsent(grant.line, grant.id, now);
+            drop(book);
+            grant.handle.look();
             return false;
         }
         self.sent += 1;
