@@ -51,17 +51,21 @@ impl Picked {
         &self.endpoint
     }
 
-    /// Whether it is the one call that tries a half-open endpoint.
+    /// Whether it is the one call that tries a half-open endpoint, and has no answer yet.
     pub fn is_probe(&self) -> bool {
         self.probe
     }
 
     /// The first part of the answer has come: latency ends here, though the call stays in flight until it is done. For
-    /// streams, whose length says nothing of the server.
+    /// streams, whose length says nothing of the server. A call that tried a half-open endpoint has found it working: others
+    /// need not wait for its end, which counts as that of any call.
     pub fn answered(&mut self) {
         if !std::mem::replace(&mut self.answered, true) {
             let now = Instant::now();
             self.endpoint.meter().answered(now - self.since, now);
+            if std::mem::take(&mut self.probe) {
+                self.endpoint.tried(Some(true), now);
+            }
         }
     }
 

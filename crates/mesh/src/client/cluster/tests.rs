@@ -199,6 +199,21 @@ async fn who_is_chosen_is_not_counted_before_the_call_begins() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_answer_that_has_begun_keeps_nobody_from_an_endpoint_on_trial() {
+    let chooser = Chooser::new(&["a"; 3], in_turns()).await;
+    let tried = &chooser.all[0];
+    tried.eject("test");
+    tried.probation(Ok(()));
+    let mut stream = chooser.choose(None, &[]).unwrap();
+    assert!(stream.is_probe());
+    stream.answered();
+    assert_eq!(tried.state(), State::Ready);
+    assert_eq!(chooser.chosen(&[]), [0, 1, 2]);
+    stream.done(Outcome::Failure(tonic::Code::Internal));
+    assert_eq!(tried.state(), State::Ready, "one failure, as that of any call");
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_endpoint_takes_more_calls_than_it_may() {
     for balance in [Balance::LeastLoaded, Balance::RoundRobin, Balance::RingHash] {
         let options = MeshOptions { balance, max_in_flight: 3, ..MeshOptions::default() };

@@ -269,14 +269,19 @@ impl Endpoint {
         }
         let now = Instant::now();
         if probe {
-            self.update(|inner| inner.breaker.end_probe(success, now, &self.dice));
-            self.wake.notify_one();
+            self.tried(success, now);
         } else if let Some(success) = success {
             let why = self.inner().breaker.record(success, now);
             if let (Some(why), Some(owner)) = (why, self.owner.upgrade()) {
                 owner.eject(self, &why);
             }
         }
+    }
+
+    /// The call that tried it is done trying; its success, where it says something, decides.
+    pub(in crate::client) fn tried(&self, success: Option<bool>, now: Instant) {
+        self.update(|inner| inner.breaker.end_probe(success, now, &self.dice));
+        self.wake.notify_one();
     }
 
     fn wake_if_removed(&self) {
