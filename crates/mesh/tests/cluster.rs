@@ -15,6 +15,7 @@ use sightline_mesh::{
     reason,
 };
 use sightline_proto::ratelimiter::{CheckRequest, rate_limiter_service_client::RateLimiterServiceClient};
+use sightline_telemetry::metrics::{recorder, render};
 use tokio::{task::JoinSet, time::Instant};
 
 const S: Duration = Duration::from_secs(1);
@@ -261,7 +262,9 @@ async fn a_removed_replica_finishes_its_calls_within_the_bound() {
     let (one, two) = (Replica::start().await, Replica::start().await);
     let (found, discover) = ByHand::new();
     let mesh = MeshOptions { removal_timeout: S, ..MeshOptions::default() };
-    let cluster = Cluster::start(ClusterOptions::new("replicas", discover).mesh(mesh));
+    // Counted by a name of its own, and from the start.
+    recorder();
+    let cluster = Cluster::start(ClusterOptions::new("removed", discover).mesh(mesh));
     let address = |replica: &Replica| Address::new(&replica.uri()).unwrap();
     found.send(Ok(vec![address(&one)])).await.unwrap();
     ready(&cluster, 1).await;
@@ -289,6 +292,32 @@ async fn a_removed_replica_finishes_its_calls_within_the_bound() {
     let calls = one.calls();
     assert!(load(&cluster, 4, 200 * MS).await.iter().all(Asked::is_answered));
     assert_eq!(one.calls(), calls);
+    assert!(render().contains("mesh_connections{service=\"removed\"} 1\n"), "{}", render());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_said_goodbye_before_it_was_removed_is_cut_within_the_bound_too() {
+    let (one, two) = (Replica::start().await, Replica::start().await);
+    let (found, discover) = ByHand::new();
+    let mesh = MeshOptions { removal_timeout: S, ..MeshOptions::default() };
+    let cluster = Cluster::start(ClusterOptions::new("replicas", discover).mesh(mesh));
+    let address = |replica: &Replica| Address::new(&replica.uri()).unwrap();
+    found.send(Ok(vec![address(&one)])).await.unwrap();
+    ready(&cluster, 1).await;
+    one.mode.latency_ms.store(15_000, Ordering::SeqCst);
+    let endless = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { ask(&cluster, LONG).await }
+    });
+    until("the call is there", S, || one.calls() > 0).await;
+    // It waits for its calls for 5 s.
+    one.lifecycle.drain();
+    until("it says goodbye", S, || matches!(states(&cluster)[0], State::Backoff | State::Connecting)).await;
+    let since = Instant::now();
+    found.send(Ok(vec![address(&two)])).await.unwrap();
+    let endless = endless.await.unwrap();
+    assert!(matches!(endless, Asked::Failed(tonic::Code::Unavailable, false)), "{endless:?}");
+    assert!((900 * MS..2 * S).contains(&since.elapsed()), "{:?}", since.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

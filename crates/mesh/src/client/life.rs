@@ -6,15 +6,22 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Endpoint, State, Transport, backoff::Backoff, cluster::Shared, health, transport::Ended};
+use super::{
+    Endpoint, State, Transport,
+    backoff::Backoff,
+    cluster::Shared,
+    health,
+    transport::{Connection, Ended},
+};
 
 /// Keepalive pings are not spread further apart than 2⁸ times the configured interval.
 const CALMEST: u32 = 8;
 
 /// Keeps `endpoint` connected until discovery drops it (`removed`), then lets its calls end within their bound.
 pub(super) async fn drive(shared: Arc<Shared>, endpoint: Arc<Endpoint>, removed: CancellationToken) {
-    removed.run_until_cancelled(connect_forever(&shared, &endpoint)).await;
-    let connection = endpoint.connection();
+    // All that are open: one that the server wants closed finishes its calls beside the one that took its place.
+    let mut open = Vec::new();
+    removed.run_until_cancelled(connect_forever(&shared, &endpoint, &mut open)).await;
     endpoint.remove();
     let finished = async {
         while endpoint.in_flight() > 0 {
@@ -22,7 +29,7 @@ pub(super) async fn drive(shared: Arc<Shared>, endpoint: Arc<Endpoint>, removed:
         }
         // Streams that nobody counts may go on: the connection closes with the last of them.
         endpoint.release();
-        if let Some(connection) = &connection {
+        for connection in &open {
             connection.gone().await;
         }
     };
@@ -30,13 +37,11 @@ pub(super) async fn drive(shared: Arc<Shared>, endpoint: Arc<Endpoint>, removed:
     if timeout(bound, finished).await.is_err() {
         let (service, address) = (shared.options.service, &endpoint.address().authority);
         warn!(service, address, "calls on a removed replica are cut after {bound:?}");
-        if let Some(connection) = &connection {
-            connection.cut();
-        }
+        open.iter().for_each(Connection::cut);
     }
 }
 
-async fn connect_forever(shared: &Shared, endpoint: &Endpoint) -> Infallible {
+async fn connect_forever(shared: &Shared, endpoint: &Endpoint, open: &mut Vec<Connection>) -> Infallible {
     let (service, address) = (shared.options.service, endpoint.address().authority.as_str());
     let mut backoff = Backoff::new(shared.options.mesh.reconnect.clone());
     let mut options = shared.options.mesh.transport.clone();
@@ -53,8 +58,11 @@ async fn connect_forever(shared: &Shared, endpoint: &Endpoint) -> Infallible {
             Ok(transport) => {
                 let since = Instant::now();
                 debug!(service, address, "connected");
-                shared.meters.connected();
+                open.retain(|connection| !connection.is_gone());
+                open.push(transport.connection());
+                let counted = shared.meters.connected();
                 let ended = use_up(shared, endpoint, &transport).await;
+                drop(counted);
                 shared.meters.disconnected(&ended);
                 info!(service, address, "{ended}");
                 if ended.asks_for_calm() {

@@ -73,13 +73,15 @@ impl Meters {
         self.discovery_errors.increment(1);
     }
 
-    pub(super) fn connected(&self) {
+    /// A connection was made. It is counted as one that takes calls until what this returns is dropped.
+    pub(super) fn connected(&self) -> Connected<'_> {
         self.connects.increment(1);
         self.connections.increment(1);
+        Connected(&self.connections)
     }
 
+    /// The peer closed a connection, or it broke.
     pub(super) fn disconnected(&self, ended: &Ended) {
-        self.connections.decrement(1);
         self.ended[usize::from(matches!(ended, Ended::Closed(_)))].increment(1);
     }
 
@@ -92,6 +94,16 @@ impl Meters {
         for (gauge, count) in self.endpoints.iter().zip(counts) {
             gauge.set(count);
         }
+    }
+}
+
+/// A connection that is counted, also where whoever uses it is dropped with it.
+#[derive(Debug)]
+pub(super) struct Connected<'a>(&'a Gauge);
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1);
     }
 }
 

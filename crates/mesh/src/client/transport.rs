@@ -284,6 +284,10 @@ impl Connection {
         self.0.gone.cancelled().await;
     }
 
+    pub(super) fn is_gone(&self) -> bool {
+        self.0.gone.is_cancelled()
+    }
+
     /// Cuts it: what is in flight fails.
     pub(super) fn cut(&self) {
         self.0.end(Ended::Closed("cut by this side".into()));

@@ -24,7 +24,6 @@ use super::{
     cluster::Shared,
     dice::Dice,
     load::Load,
-    transport::Connection,
 };
 
 /// What a server says of itself on its answers.
@@ -371,14 +370,6 @@ impl Endpoint {
 
     pub(in crate::client) fn remove(&self) {
         self.update(|inner| inner.removed = true);
-    }
-
-    /// The connection as such, to wait for its end.
-    pub(in crate::client) fn connection(&self) -> Option<Connection> {
-        match &self.inner().link {
-            Link::Up(transport) => Some(transport.connection()),
-            _ => None,
-        }
     }
 
     /// Lets go of the connection: it closes when nobody uses it any more.
