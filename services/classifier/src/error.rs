@@ -40,6 +40,9 @@ pub enum ClassifierError {
         /// "name@version".
         model: String,
     },
+    /// The model gave no scores for pixels that are not what a model's pixels are.
+    #[error("tensor.pixels: a value is not within 0 to 255, and the model gives no scores for it")]
+    PixelRange,
     /// Another tensor of the stream has this id and is not answered yet.
     #[error("tensor.id: {0} is the id of a tensor that is not answered yet")]
     IdReused(u64),
@@ -80,6 +83,7 @@ impl From<ClassifierError> for RpcError {
                 Ok(PixelFormat::Unspecified) | Err(_) => (Code::InvalidArgument, "PIXEL_FORMAT_UNKNOWN"),
                 Ok(_) => (Code::InvalidArgument, "PIXEL_FORMAT_MISMATCH"),
             },
+            ClassifierError::PixelRange => (Code::InvalidArgument, "PIXEL_OUT_OF_RANGE"),
             ClassifierError::IdReused(_) => (Code::InvalidArgument, "TENSOR_ID_REUSED"),
             ClassifierError::EmptyMessage => (Code::InvalidArgument, "MESSAGE_EMPTY"),
             ClassifierError::QueueFull { .. } => (Code::ResourceExhausted, "QUEUE_FULL"),

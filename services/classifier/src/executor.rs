@@ -203,11 +203,15 @@ impl Worker {
             events::batch_run(&self.plan.name, size, inference);
         }
         for (index, entry) in batch.into_iter().enumerate() {
-            let scores = outcome.clone().and_then(|()| self.scores(index));
-            if let Err(problem) = &scores {
+            let scores = outcome.clone().and_then(|()| self.scores(index)).map_err(|problem| {
+                // Whose fault it is decides whether callers leave this replica.
+                if !self.plan.scaling.in_range(&entry.pixels) {
+                    return ClassifierError::PixelRange;
+                }
                 error!(model = self.plan.name, size, "a tensor could not be classified: {problem}");
-            }
-            (entry.reply)(scores.map_err(ClassifierError::from).map(|scores| Done {
+                ClassifierError::from(problem)
+            });
+            (entry.reply)(scores.map(|scores| Done {
                 scores,
                 queued: since.saturating_duration_since(entry.since),
                 inference,

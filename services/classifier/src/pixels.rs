@@ -87,6 +87,13 @@ impl Scaling {
         }
     }
 
+    /// Whether every pixel of one image is a number from 0 to 255. Bytes and pairs of them cannot be anything else.
+    pub(crate) fn in_range(&self, pixels: &[u8]) -> bool {
+        let value = |four: &[u8; 4]| f32::from_le_bytes(*four);
+        self.format != PixelFormat::F32
+            || pixels.as_chunks::<4>().0.iter().all(|four| (0.0..=255.0).contains(&value(four)))
+    }
+
     fn scale(&self, at: usize, value: f32) -> f32 {
         value * self.factor[at % self.channels] + self.offset[at % self.channels]
     }

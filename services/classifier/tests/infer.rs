@@ -10,8 +10,9 @@ use std::{
 
 use sightline_config::{ByteSize, HumanDuration};
 use sightline_mesh::RpcError;
+use sightline_model::manifest::Transport;
 use sightline_proto::classifier::{InferResult, PixelFormat, Tensor, infer_response::Message};
-use support::{FAILS, NOT_A_NUMBER, PATIENCE, VALUES, start, tensor};
+use support::{FAILS, NOT_A_NUMBER, PATIENCE, VALUES, manifest, start, start_model, tensor};
 use tonic::Code;
 
 fn score(result: &InferResult) -> u8 {
@@ -296,4 +297,28 @@ async fn a_tensor_that_breaks_its_batch_costs_only_itself() {
         assert_eq!(running.script.runs()[1], [2, bad, 4, 5]);
         assert_eq!(running.script.runs().len(), 1 + runs);
     }
+}
+
+/// Callers leave a replica whose model fails: nobody may bring that about by what is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn pixels_that_no_model_could_take_are_the_callers_own_fault() {
+    let mut floats = manifest();
+    floats.input.transport = Transport::F32;
+    let running = start_model(&floats, |_| {}).await;
+    let mut stream = running.open().await;
+    let tensor = |id, value: f32| Tensor {
+        format: PixelFormat::F32.into(),
+        pixels: value.to_le_bytes().repeat(VALUES).into(),
+        ..tensor(id, 0)
+    };
+    for (id, value) in [(1, f32::NAN), (2, f32::INFINITY)] {
+        stream.tensor(tensor(id, value)).await;
+        let error = stream.answer().await.1.unwrap_err();
+        assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument, "PIXEL_OUT_OF_RANGE"));
+    }
+    stream.tensor(tensor(3, NOT_A_NUMBER.into())).await;
+    assert_eq!(stream.refusal().await, (3, "MODEL_FAILED".into()), "what it should have taken");
+    // A little out of range, as resampling gives it.
+    stream.tensor(tensor(4, 256.0)).await;
+    assert!(stream.answer().await.1.is_ok());
 }

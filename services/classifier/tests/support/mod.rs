@@ -233,8 +233,13 @@ impl Drop for Running {
 
 /// Starts with one executor that takes tensors one by one, unless `change` says otherwise.
 pub async fn start(change: impl FnOnce(&mut ClassifierConfig)) -> Running {
+    start_model(&manifest(), change).await
+}
+
+/// The same with another model.
+pub async fn start_model(manifest: &Manifest, change: impl FnOnce(&mut ClassifierConfig)) -> Running {
     let folder = tempfile::tempdir().unwrap();
-    let models = vec![write(&manifest(), &folder)];
+    let models = vec![write(manifest, &folder)];
     let mut config = ClassifierConfig { models, executors: 1, max_batch: 1, ..ClassifierConfig::default() };
     change(&mut config);
     config.validate().unwrap();
