@@ -3,7 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use sightline_mesh::auth::Claims;
+use sightline_mesh::{
+    Deadline,
+    auth::Claims,
+    client::{Ask, RouteKey},
+};
 use sightline_proto::ingest::{Frame as Wire, Hello};
 use sightline_telemetry::trace::Parent;
 use uuid::Uuid;
@@ -58,6 +62,12 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// What is asked of another service for this frame: one user's go to the same replica, where the mesh is told to balance
+    /// so.
+    pub fn ask(&self, caller: &Caller, deadline: Deadline) -> Ask {
+        Ask { deadline, key: Some(RouteKey::of(&[caller.tenant(), &self.user]).0) }
+    }
+
     /// Checks a frame from the wire. `hello` fills what the frame leaves out.
     ///
     /// # Errors

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sightline_mesh::{
-    Deadline, RpcError,
-    client::{Lane, Message, StreamPool, Transport},
+    RpcError,
+    client::{Ask, Lane, Message, StreamPool, Transport},
     reason,
 };
 use sightline_proto::{
@@ -84,7 +84,7 @@ pub async fn infer(
     pool: &StreamPool<InferLane>,
     model: &Model,
     pixels: &Bytes,
-    deadline: Deadline,
+    ask: Ask,
 ) -> Result<Inferred, IngestError> {
     let build = |id| {
         let tensor = Tensor {
@@ -92,12 +92,12 @@ pub async fn infer(
             model: model.name.clone(),
             format: model.input.format,
             pixels: pixels.clone(),
-            timeout: deadline.remaining().try_into().ok(),
+            timeout: ask.deadline.remaining().try_into().ok(),
             traceparent: traceparent(),
         };
         InferRequest { message: Some(infer_request::Message::Tensor(tensor)) }
     };
-    let result = pool.call(deadline, build).await?.map_err(RpcError::from)?;
+    let result = pool.call(ask, build).await?.map_err(RpcError::from)?;
     if result.scores.len() != model.classes.len() {
         let message =
             format!("{} gave {} scores for {} classes", model.name, result.scores.len(), model.classes.len());

@@ -109,7 +109,7 @@ impl Limiter {
         let patience = Deadline::after(self.timeout.0).min(deadline);
         let asked = self
             .pool
-            .call(patience, |id| CheckStreamRequest {
+            .call(frame.ask(caller, patience), |id| CheckStreamRequest {
                 id,
                 check: Some(check.clone()),
                 traceparent: traceparent(),
@@ -136,16 +136,14 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::BTreeSet,
         pin::Pin,
-        sync::{
-            Arc,
-            atomic::{AtomicUsize, Ordering},
-        },
+        sync::{Arc, Mutex},
         time::{Duration, SystemTime},
     };
 
     use sightline_mesh::{
-        client::{ClusterOptions, Fixed},
+        client::{Balance, ClusterOptions, Fixed, MeshOptions},
         server::{Lifecycle, Server, bind},
     };
     use sightline_proto::{
@@ -158,10 +156,39 @@ mod tests {
 
     use super::*;
 
-    /// Charges what it is asked, and breaks the stream instead of answering.
+    /// Charges what it is asked, and allows it or breaks the stream instead of answering.
     #[derive(Clone, Default)]
     struct Charging {
-        charged: Arc<AtomicUsize>,
+        breaks: bool,
+        /// The users, in order.
+        charged: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Charging {
+        /// Serves; where.
+        async fn start(&self) -> String {
+            let listener = bind("test", ([127, 0, 0, 1], 0).into()).await.unwrap();
+            let uri = format!("http://{}", listener.local_addr().unwrap());
+            let server = Server {
+                name: "charging",
+                listener,
+                routes: Routes::new(RateLimiterServiceServer::new(self.clone())),
+                service_names: vec![],
+                web: None,
+                drain_timeout: Duration::from_millis(100),
+            };
+            tokio::spawn(server.run(Lifecycle::default()));
+            uri
+        }
+
+        fn decide(&self, check: CheckStreamRequest) -> Result<CheckStreamResponse, Status> {
+            self.charged.lock().unwrap().push(check.check.unwrap().keys["user"].clone());
+            if self.breaks {
+                return Err(Status::unavailable("broken in a test"));
+            }
+            let allowed = CheckResponse { allowed: true, ..CheckResponse::default() };
+            Ok(CheckStreamResponse { id: check.id, result: Some(Outcome::Response(allowed)), load: None })
+        }
     }
 
     #[tonic::async_trait]
@@ -177,7 +204,7 @@ mod tests {
             request: Request<Streaming<CheckStreamRequest>>,
         ) -> Result<Response<Self::CheckStreamStream>, Status> {
             let (answers, receiver) = tokio::sync::mpsc::channel(1);
-            let charged = Arc::clone(&self.charged);
+            let charging = self.clone();
             tokio::spawn(async move {
                 let mut checks = request.into_inner();
                 assert!(
@@ -191,44 +218,61 @@ mod tests {
                     .send(Ok(CheckStreamResponse { result: granted, ..CheckStreamResponse::default() }))
                     .await
                     .ok();
-                if checks.message().await.is_ok_and(|check| check.is_some()) {
-                    charged.fetch_add(1, Ordering::SeqCst);
+                while let Ok(Some(check)) = checks.message().await {
+                    answers.send(charging.decide(check)).await.ok();
                 }
-                answers.send(Err(Status::unavailable("broken in a test"))).await.ok();
             });
             Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
         }
     }
 
-    #[tokio::test]
-    async fn a_stream_that_breaks_after_the_charge_charges_once() {
-        let listener = bind("test", ([127, 0, 0, 1], 0).into()).await.unwrap();
-        let uri = format!("http://{}", listener.local_addr().unwrap());
-        let charging = Charging::default();
-        let server = Server {
-            name: "charging",
-            listener,
-            routes: Routes::new(RateLimiterServiceServer::new(charging.clone())),
-            service_names: vec![],
-            web: None,
-            drain_timeout: Duration::from_millis(100),
-        };
-        tokio::spawn(server.run(Lifecycle::default()));
-        let fixed = Fixed::from_uris("ratelimiter", &[uri]).unwrap();
-        let replicas = Cluster::start(ClusterOptions::new("ratelimiter", fixed));
-        let limiter = Limiter::start(replicas, HumanDuration::from_secs(20), WhenAway::Closed);
+    fn limiter(uris: &[String], balance: Balance) -> Limiter {
+        let fixed = Fixed::from_uris("ratelimiter", uris).unwrap();
+        let mesh = MeshOptions { balance, ..MeshOptions::default() };
+        let replicas = Cluster::start(ClusterOptions::new("ratelimiter", fixed).mesh(mesh));
+        Limiter::start(replicas, HumanDuration::from_secs(20), WhenAway::Closed)
+    }
+
+    async fn admit(limiter: &Limiter, user: &str) -> Result<(), IngestError> {
         let frame = Frame {
             id: Uuid::now_v7(),
-            user: "ada".into(),
+            user: user.into(),
             device: String::new(),
             application: String::new(),
             captured_at: SystemTime::now(),
             image: bytes::Bytes::new(),
             model: String::new(),
         };
-        let deadline = Deadline::after(Duration::from_secs(20));
-        let refused = limiter.admit(&frame, &Caller::default(), deadline).await;
+        limiter.admit(&frame, &Caller::default(), Deadline::after(Duration::from_secs(20))).await
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_after_the_charge_charges_once() {
+        let charging = Charging { breaks: true, ..Charging::default() };
+        let limiter = limiter(&[charging.start().await], Balance::LeastLoaded);
+        let refused = admit(&limiter, "ada").await;
         assert!(matches!(refused, Err(IngestError::LimiterAway)), "{refused:?}");
-        assert_eq!(charging.charged.load(Ordering::SeqCst), 1);
+        assert_eq!(*charging.charged.lock().unwrap(), ["ada"]);
+    }
+
+    #[tokio::test]
+    async fn by_ring_hash_a_users_checks_go_to_one_rate_limiter() {
+        let (one, two) = (Charging::default(), Charging::default());
+        let limiter = limiter(&[one.start().await, two.start().await], Balance::RingHash);
+        let ready = async {
+            while limiter.snapshot().streams.iter().filter(|to| to.credits > 0).count() < 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), ready).await.unwrap();
+        for _ in 0..4 {
+            for user in 0..16 {
+                admit(&limiter, &format!("user-{user}")).await.unwrap();
+            }
+        }
+        let users = |at: &Charging| at.charged.lock().unwrap().iter().cloned().collect::<BTreeSet<_>>();
+        let (first, second) = (users(&one), users(&two));
+        assert!(first.is_disjoint(&second), "{first:?} {second:?}");
+        assert!(!first.is_empty() && !second.is_empty());
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Cluster, PoolOptions, PoolSnapshot, StreamPool},
+    client::{Ask, Cluster, PoolOptions, PoolSnapshot, StreamPool},
 };
 use sightline_proto::verdict::{Level, Score, Timings, Verdict, VerdictSource};
 use sightline_telemetry::{child_span, trace};
@@ -202,7 +202,7 @@ impl Pipeline {
         let key = Key::new(caller.tenant(), &model.name, &model.digest, &frame.image);
         let measured = std::sync::Mutex::new(Stages::default());
         let classify = || async {
-            let (scored, took) = self.score(&frame, &model, &held, deadline).await?;
+            let (scored, took) = self.score(&frame, &model, &held, frame.ask(caller, deadline)).await?;
             *measured.lock().expect("no holder panics") = took;
             Ok(scored)
         };
@@ -220,13 +220,14 @@ impl Pipeline {
         frame: &Frame,
         model: &Arc<Model>,
         held: &Held,
-        deadline: Deadline,
+        ask: Ask,
     ) -> Result<(Scored, Stages), IngestError> {
         let limits = picture::Limits { max_pixels: self.config.max_pixels, max_side: self.config.max_side };
         let (image, input) = (frame.image.clone(), Arc::clone(model));
         let work = move || picture::prepare(&image, limits, &input.input);
         let span = child_span!("ingest.decode");
-        let (prepared, decode) = self.decoders.run(deadline, Arc::clone(held), work).instrument(span).await?;
+        let (prepared, decode) =
+            self.decoders.run(ask.deadline, Arc::clone(held), work).instrument(span).await?;
         // A decoder that panics is the image's fault as far as the client is concerned; nobody else notices (P8).
         let pixels = prepared.map_err(|_| IngestError::ImageCorrupt("image"))??;
         events::decoded(decode);
@@ -237,7 +238,7 @@ impl Pipeline {
             rpc.service = "sightline.classifier.v1.ClassifierService",
             rpc.method = "Infer",
         );
-        let inferred = infer(&self.classifier, model, &pixels, deadline).instrument(span).await?;
+        let inferred = infer(&self.classifier, model, &pixels, ask).instrument(span).await?;
         let scored = Scored { anchor: frame.id, scores: inferred.scores.into() };
         let stages = Stages {
             admit: None,

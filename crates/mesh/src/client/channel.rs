@@ -22,6 +22,7 @@ use tower::Service;
 
 use super::{
     Cluster,
+    balance::ring_hash::fnv1a,
     call::{
         AttemptBudget, Backoff, Call, CallContext, CallRecord, Counters, Kept, Method, MethodPolicies,
         PREVIOUS_ATTEMPTS, Replay, RetryBudget, RetryBudgetOptions, Throttle, ThrottleOptions, run,
@@ -65,6 +66,17 @@ impl Default for CallOptions {
 /// In a request's extensions: calls with the same key go to the same replica, where the cluster balances by `ring_hash`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteKey(pub u64);
+
+impl RouteKey {
+    /// That of what these names stand for together, for instance a tenant and one of its users. Every process and version
+    /// makes the same of them, so that all clients agree on the replica.
+    pub fn of(names: &[&str]) -> Self {
+        /// Ends a name: no byte of UTF-8.
+        const END: u8 = 0xff;
+        let bytes = names.iter().flat_map(|name| name.as_bytes().iter().chain([&END]));
+        Self(fnv1a(bytes))
+    }
+}
 
 /// What a call is told that was held back may be tried again after: a guess, as the service said nothing of this one.
 const THROTTLED_FOR: Duration = Duration::from_secs(1);
@@ -256,4 +268,20 @@ impl Call {
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().expect("no holder panics")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_key_is_the_same_everywhere_and_tells_names_apart() {
+        assert_eq!(
+            RouteKey::of(&["a"]),
+            RouteKey(0x089b_c907_b544_c769),
+            "as FNV-1a gives it for a and 0xff"
+        );
+        assert_ne!(RouteKey::of(&["ab", "c"]), RouteKey::of(&["a", "bc"]));
+        assert_ne!(RouteKey::of(&["", "a"]), RouteKey::of(&["a", ""]));
+    }
 }

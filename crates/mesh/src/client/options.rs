@@ -141,7 +141,7 @@ pub enum Balance {
     LeastLoaded,
     /// One after another, in proportion to weight.
     RoundRobin,
-    /// Calls with the same key on the same endpoint while it is usable and not overloaded.
+    /// Calls with the same key on the same endpoint while it is usable and not overloaded, whatever its zone.
     RingHash,
 }
 
@@ -274,7 +274,7 @@ impl Default for HealthOptions {
 /// Which zone comes first.
 #[derive(Debug, Clone)]
 pub struct ZoneOptions {
-    /// The zone of this process. `None`: all zones are alike.
+    /// The zone of this process. `None`: all zones are alike, as they are to [`Balance::RingHash`].
     pub own: Option<String>,
     /// While at least this share of the own zone's weight is usable, calls stay there: 0.7. Below, all zones share them.
     pub stay_above: f64,

@@ -8,7 +8,8 @@ sightline_config::settings! {
     /// How this process calls other services: which replica takes the next call, and what happens when replicas fail.
     pub struct MeshConfig in "mesh" {
         /// "least_loaded": the cheaper of two random replicas, by latency, calls in flight and what they say of themselves.
-        /// "round_robin": one after another. "ring_hash": the same user on the same replica.
+        /// "round_robin": one after another. "ring_hash": a user's checks on one rate limiter and frames on one classifier while
+        /// that has room; zones do not count, and statistics, whose batches are of many users, go to any replica.
         pub balance: Balance = Balance::LeastLoaded,
         /// The zone of this process, as discovery names zones: replicas there come first. Unset: all are alike.
         pub zone: Option<String> = None,

@@ -78,9 +78,9 @@ impl Ring {
 }
 
 /// FNV-1a, 64 bits: the same in every process and version.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(in crate::client) fn fnv1a<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> u64 {
     bytes
-        .iter()
+        .into_iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
