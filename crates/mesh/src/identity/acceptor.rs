@@ -25,7 +25,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::{
     io::{BoxFuture, BoxedIo},
@@ -33,6 +33,7 @@ use crate::{
 };
 
 use super::{
+    complaints::Complaints,
     files::provider,
     source::{Identity, Presenter},
     spiffe::{AllowList, SpiffeId},
@@ -66,6 +67,7 @@ pub struct Acceptor {
     limits: HandshakeLimits,
     permits: Arc<Semaphore>,
     labels: Arc<Mutex<BTreeSet<SpiffeId>>>,
+    complaints: Complaints,
     duration: Histogram,
 }
 
@@ -145,11 +147,13 @@ impl Acceptor {
             limits,
             permits: Arc::new(Semaphore::new(limits.at_once)),
             labels: Arc::default(),
+            complaints: Complaints::new(server),
             duration: histogram!("mesh_handshake_seconds", "server" => server),
         }
     }
 
-    /// Does the handshake. The error has been counted, and logged where somebody should look.
+    /// Does the handshake. The error has been counted, and is in the log where somebody should look: refusals in full or,
+    /// when there are many, summed up every ten seconds.
     ///
     /// # Errors
     /// Of the handshake; `PermissionDenied` with a [`Refusal`] for a peer that is not on the list, `TimedOut`, and
@@ -218,18 +222,19 @@ impl Acceptor {
         if let Some(refusal) = Refusal::of(&error).cloned() {
             self.count("identity");
             self.count_refused(&refusal);
-            warn!(server, %peer, "refused: {refusal}");
+            self.complaints.about(peer, "identity", refusal.to_string());
             return io::Error::new(io::ErrorKind::PermissionDenied, refusal);
         }
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(Error::NoCertificatesPresented) => {
                 self.count("certificate");
                 let list = self.list.as_ref().map(ToString::to_string).unwrap_or_default();
-                warn!(server, %peer, "refused: it shows no certificate; expected one of {list}");
+                let why = format!("it shows no certificate; expected one of {list}");
+                self.complaints.about(peer, "certificate", why);
             }
             Some(Error::InvalidCertificate(problem)) => {
                 self.count("certificate");
-                warn!(server, %peer, "refused: {}", explain(problem));
+                self.complaints.about(peer, "certificate", explain(problem));
             }
             // Anybody can send these, so they are no line in the log for each.
             Some(problem) => {

@@ -11,6 +11,7 @@
 //! how long.
 
 mod acceptor;
+mod complaints;
 mod connector;
 mod files;
 mod settings;
