@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -67,6 +70,8 @@ pub struct Node {
     admin: Option<(SocketAddr, oneshot::Sender<()>, JoinHandle<()>)>,
     running: Vec<Running>,
     pipeline: Option<Arc<Pipeline>>,
+    /// Set when it was asked to stop.
+    leaving: Arc<AtomicBool>,
     /// Look after keys and certificates.
     _watches: Vec<AbortOnDropHandle<()>>,
 }
@@ -116,11 +121,18 @@ impl Node {
         connect_to_each_other(&mut config, &addresses);
 
         let watches = shared.watch();
-        let mut node =
-            Self { addresses, admin: None, running: Vec::new(), pipeline: None, _watches: watches };
+        let mut node = Self {
+            addresses,
+            admin: None,
+            running: Vec::new(),
+            pipeline: None,
+            leaving: Arc::default(),
+            _watches: watches,
+        };
         for (role, listener) in listeners {
             if let Err(error) = node.start_role(role, &config, listener, &shared).await {
-                node.stop().await;
+                // Nobody has been told of it yet.
+                node.stop_rest().await;
                 return Err(error);
             }
         }
@@ -163,10 +175,15 @@ impl Node {
         let mesh = self.pipeline.clone().map(|pipeline| -> Page {
             Arc::new(move || serde_json::to_string(&pipeline.mesh()).expect("numbers and texts"))
         });
+        let leaving = Arc::clone(&self.leaving);
+        let serving = Arc::new(move || match leaving.load(Ordering::Relaxed) {
+            true => Err("it was asked to stop".to_owned()),
+            false => Ok(()),
+        });
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            let admin = Admin::new(listener, ready, dependencies).with_mesh(mesh);
+            let admin = Admin::new(listener, ready, dependencies).with_serving(serving).with_mesh(mesh);
             if let Err(error) = admin.run(stopped).await {
                 tracing::error!("the admin server ended: {error}");
             }
@@ -214,11 +231,20 @@ impl Node {
         .await
     }
 
-    /// Stops in reverse order, each role within its own bound: callers first, then what they call.
-    pub async fn stop(mut self) {
+    async fn stop_rest(&mut self) {
         while let Some(running) = self.running.pop() {
-            running.stop().await;
+            running.stop_now().await;
         }
+    }
+
+    /// Stops in reverse order, each role within its own bound: callers first, then what they call. There is one lame duck,
+    /// that of the first: when it is over, whoever routes calls to this process has heard of its end.
+    pub async fn stop(mut self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        if let Some(first) = self.running.pop() {
+            first.stop().await;
+        }
+        self.stop_rest().await;
         if let Some((_, stop, mut task)) = self.admin.take() {
             stop.send(()).ok();
             if tokio::time::timeout(ADMIN_STOP, &mut task).await.is_err() {

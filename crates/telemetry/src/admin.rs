@@ -1,4 +1,4 @@
-//! `/metrics`, `/mesh`, `/livez`, `/readyz` and `/healthz` over plain HTTP/1.1.
+//! `/metrics`, `/mesh`, `/livez`, `/servingz`, `/readyz` and `/healthz` over plain HTTP/1.1.
 
 use std::{
     future::{Future, IntoFuture},
@@ -27,6 +27,7 @@ pub type Page = Arc<dyn Fn() -> String + Send + Sync>;
 pub struct Admin {
     listener: TcpListener,
     ready: Readiness,
+    serving: Readiness,
     dependencies: Dependencies,
     mesh: Option<Page>,
 }
@@ -34,7 +35,14 @@ pub struct Admin {
 impl Admin {
     /// Serves on `listener`; `ready` answers `/readyz`, `dependencies` are what `/healthz` shows.
     pub fn new(listener: TcpListener, ready: Readiness, dependencies: Dependencies) -> Self {
-        Self { listener, ready, dependencies, mesh: None }
+        Self { listener, ready, serving: Arc::new(|| Ok(())), dependencies, mesh: None }
+    }
+
+    /// Lets `serving` answer `/servingz`, which otherwise is always well.
+    #[must_use]
+    pub fn with_serving(mut self, serving: Readiness) -> Self {
+        self.serving = serving;
+        self
     }
 
     /// Shows `page`, JSON, at `/mesh`: the services that this process calls.
@@ -54,8 +62,10 @@ impl Admin {
             .route("/mesh", get(async move || ([(CONTENT_TYPE, "application/json")], mesh() + "\n")))
             .route("/metrics", get(|| async { metrics::render() }))
             .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(readyz))
+            .route("/readyz", get(asked))
             .with_state(self.ready)
+            .route("/servingz", get(asked))
+            .with_state(self.serving)
             .route("/healthz", get(healthz))
             .with_state(self.dependencies);
         tokio::select! {
@@ -65,7 +75,7 @@ impl Admin {
     }
 }
 
-async fn readyz(State(ready): State<Readiness>) -> (StatusCode, String) {
+async fn asked(State(ready): State<Readiness>) -> (StatusCode, String) {
     match ready() {
         Ok(()) => (StatusCode::OK, "ok\n".into()),
         Err(waiting) => (StatusCode::SERVICE_UNAVAILABLE, format!("{waiting}\n")),

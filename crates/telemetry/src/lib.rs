@@ -6,7 +6,7 @@
 //! - [`trace`]: one trace per frame across processes; [`TelemetryConfig::otlp_endpoint`] says where they go.
 //! - [`metrics::recorder`]: the process's Prometheus registry.
 //! - [`dependencies::Dependencies`]: how each server that the process needs is.
-//! - [`admin::Admin`]: `/metrics`, `/livez`, `/readyz` and `/healthz` over plain HTTP, on a port of its own so that it never shares
+//! - [`admin::Admin`]: `/metrics`, `/livez`, `/servingz`, `/readyz` and `/healthz` over plain HTTP, on a port of its own so that it never shares
 //!   the public edge.
 //!
 //! Pixels, tokens and hashes never go into a field of either (promise P6); user ids never into a label.
@@ -30,8 +30,8 @@ sightline_config::settings! {
         pub log: String = "info".into(),
         /// How: "text", "json", or "auto" (text on a terminal, JSON elsewhere).
         pub log_format: logs::Format = logs::Format::Auto,
-        /// Where /metrics, /livez, /readyz and /healthz are served over HTTP; "off": nowhere. Several processes on one
-        /// machine need one port each.
+        /// Where /metrics, /livez, /servingz, /readyz and /healthz are served over HTTP; "off": nowhere. Several
+        /// processes on one machine need one port each.
         pub admin_listen: Listen = Listen::at(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 7400))),
         /// Where traces and metrics are sent, by OTLP over gRPC, such as "http://127.0.0.1:4317" (Jaeger, or a collector
         /// of any kind). Unset: nowhere, and tracing costs nothing.

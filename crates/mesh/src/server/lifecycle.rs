@@ -36,6 +36,12 @@ impl Lifecycle {
         }
     }
 
+    /// The same without a lame duck: for a server whose callers know already, or that nobody knows yet.
+    pub fn drain_now(&self) {
+        self.phases.leaving.cancel();
+        self.phases.draining.cancel();
+    }
+
     /// Whether [`Lifecycle::drain`] was called.
     pub fn is_leaving(&self) -> bool {
         self.phases.leaving.is_cancelled()
@@ -125,6 +131,14 @@ mod tests {
         assert!(life.is_leaving() && !life.is_draining() && !connection.is_draining());
         life.end_lame_duck();
         assert!(life.is_draining() && connection.is_draining());
+    }
+
+    #[test]
+    fn a_lame_duck_can_be_left_out() {
+        let life = Lifecycle::default();
+        life.begin(Duration::from_secs(5));
+        life.drain_now();
+        assert!(life.is_leaving() && life.is_draining());
     }
 
     #[test]

@@ -187,8 +187,10 @@ async fn leave(lifecycle: &Lifecycle, health: &HealthRegistry, dependencies: &De
         never = show(dependencies, health) => match never {},
     }
     health.stop();
-    tokio::time::sleep(lifecycle.lame_duck()).await;
-    lifecycle.end_lame_duck();
+    tokio::select! {
+        () = tokio::time::sleep(lifecycle.lame_duck()) => lifecycle.end_lame_duck(),
+        () = lifecycle.draining() => {}
+    }
 }
 
 /// Waits for the calls in flight, and cuts what is left.

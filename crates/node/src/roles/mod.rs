@@ -86,6 +86,16 @@ impl Running {
     /// Drains, waits for the calls in flight within the server's own bound, and flushes.
     pub(crate) async fn stop(self) {
         self.lifecycle.drain();
+        self.end().await;
+    }
+
+    /// The same without a lame duck.
+    pub(crate) async fn stop_now(self) {
+        self.lifecycle.drain_now();
+        self.end().await;
+    }
+
+    async fn end(self) {
         if let Ok(Err(problem)) = self.server.await {
             tracing::error!(role = self.role.name(), "the server ended: {problem}");
         }
