@@ -3,7 +3,7 @@
 use crate::support::sightline;
 
 /// Every command, and words without which its help would not say how to use it.
-const COMMANDS: [(&str, &[&str]); 21] = [
+const COMMANDS: [(&str, &[&str]); 22] = [
     (
         "",
         &[
@@ -33,6 +33,10 @@ const COMMANDS: [(&str, &[&str]); 21] = [
     ("limits check", &["user=ada", "exits with 1", "--hits", "--tenant", "--json"]),
     ("mesh", &["top"]),
     ("mesh top", &["telemetry.admin_listen", "--admin", "--every", "--once", "--json", "LATENCY", "jq"]),
+    (
+        "health",
+        &["grpc.health.v1", "Examples", "--endpoint", "--service", "--json", "NOT_SERVING", "exits with 1"],
+    ),
     ("config", &["check", "print"]),
     ("config check", &["--config", "--set"]),
     ("config print", &["TOML", "--markdown"]),
@@ -74,6 +78,30 @@ fn commands_in(help: &str) -> impl Iterator<Item = (&str, &str)> {
         let line = line.trim();
         line.split_once("  ").map_or((line, ""), |(name, what)| (name, what.trim()))
     })
+}
+
+/// Every command that calls a mesh says how to trust it, and by which variables.
+#[test]
+fn commands_that_call_a_mesh_teach_tls() {
+    for command in ["classify", "stats query", "models list", "limits check", "mesh top", "health"] {
+        let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
+        let Some(said) = sightline(&arguments) else { return };
+        let help = said.ok();
+        for word in [
+            "https",
+            "--ca <FILE>",
+            "--cert <FILE>",
+            "--key <FILE>",
+            "--server-name <NAME>",
+            "spiffe://",
+            "SIGHTLINE_CLIENT_CA",
+            "SIGHTLINE_CLIENT_CERT",
+            "SIGHTLINE_CLIENT_KEY",
+            "SIGHTLINE_CLIENT_SERVER_NAME",
+        ] {
+            assert!(help.contains(word), "`sightline {command} --help` does not mention {word:?}:\n{help}");
+        }
+    }
 }
 
 #[test]

@@ -55,6 +55,10 @@ Give a password through SIGHTLINE_STATS_POSTGRES_URL or the file of --config: ot
     /// Classify image files and print level, scores, source and milliseconds
     ///
     /// Without --endpoint the whole mesh runs in this process for as long as it takes. Exits with 1 if any file failed.
+    #[command(after_help = "Examples:
+  sightline classify photo.jpg
+  sightline classify --endpoint https://images.example:443 --token-file ada.token --user ada *.jpg
+  sightline classify --endpoint https://10.0.0.7:7401 --ca ca.pem --server-name images.example photo.jpg")]
     Classify(Classify),
     /// Ask the statistics
     #[command(subcommand)]
@@ -68,6 +72,14 @@ Give a password through SIGHTLINE_STATS_POSTGRES_URL or the file of --config: ot
     /// Watch how a process calls the other services
     #[command(subcommand)]
     Mesh(Mesh),
+    /// Ask a service whether it serves (grpc.health.v1); exits with 1 when it does not, with 2 when it cannot be asked
+    #[command(after_help = "Examples:
+  sightline health
+  sightline health --endpoint https://stats.mesh:7404 --ca ca.pem --cert me.pem --key me.key
+  sightline health --service dependency.classifier
+
+A server that is stopping says NOT_SERVING and still answers calls.")]
+    Health(Health),
     /// Check and show settings
     #[command(subcommand)]
     Config(Config),
@@ -106,7 +118,25 @@ LATENCY is a peak-sensitive mean; BUSY and QUEUE are what the replica says of it
         /// Print JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        tls: Tls,
     },
+}
+
+/// Whether a service serves.
+#[derive(Debug, Args)]
+pub(crate) struct Health {
+    /// A service of the mesh
+    #[arg(long, default_value = "http://127.0.0.1:7401", value_name = "URL")]
+    pub(crate) endpoint: String,
+    /// One of its gRPC services or dependencies, such as dependency.classifier; otherwise the server as a whole
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub(crate) service: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
 }
 
 #[derive(Debug, Args)]
@@ -160,6 +190,26 @@ pub(crate) struct Remote {
     /// Give up after this long
     #[arg(long, default_value = "10s", value_name = "TIME")]
     pub(crate) timeout: humantime::Duration,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+}
+
+/// Whom an https address is trusted to be, and who we are.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "TLS, for addresses with https")]
+pub(crate) struct Tls {
+    /// The authorities (PEM) that the server's certificate must come from; otherwise those of this machine
+    #[arg(long, env = "SIGHTLINE_CLIENT_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Our certificate (PEM, with its intermediates), for services that ask for one
+    #[arg(long, env = "SIGHTLINE_CLIENT_CERT", value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The private key of --cert (PEM)
+    #[arg(long, env = "SIGHTLINE_CLIENT_KEY", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Who must answer, instead of the address's host: a name, or an id such as spiffe://mesh.example/ns/prod/sa/stats
+    #[arg(long, env = "SIGHTLINE_CLIENT_SERVER_NAME", value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -170,7 +220,7 @@ pub(crate) struct Classify {
     /// Print one JSON object a line
     #[arg(long)]
     pub(crate) json: bool,
-    /// Use a running mesh instead of one in this process, such as http://127.0.0.1:7401
+    /// Use a running mesh instead of one in this process, such as http://127.0.0.1:7401 or https://images.example
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
     /// The model to use, NAME or NAME@VERSION; the default model otherwise
@@ -192,7 +242,11 @@ pub(crate) enum Stats {
     #[command(after_help = "Examples:
   sightline stats query                         the total
   sightline stats query --by level,application  per level and application
-  sightline stats query --bucket day --from 2026-11-01T00:00:00Z --user ada")]
+  sightline stats query --bucket day --from 2026-11-01T00:00:00Z --user ada
+
+A mesh with mutual TLS lets in whom `tls.callers.stats` lists:
+  sightline stats query --endpoint https://stats.mesh:7404 --ca ca.pem --cert me.pem --key me.key \\
+    --server-name spiffe://mesh.example/ns/prod/sa/stats")]
     Query(StatsQuery),
 }
 

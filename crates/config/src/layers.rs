@@ -45,8 +45,16 @@ pub struct Layers {
     pub flags: Vec<String>,
 }
 
-/// Variables with our prefix that belong to set-up and tests, not to the configuration.
-const NOT_CONFIGURATION: [&str; 3] = ["SIGHTLINE_CACHE", "SIGHTLINE_CONFIG", "SIGHTLINE_TOOLS"];
+/// Variables with our prefix that belong to set-up, tests and the command line as a client, not to the configuration.
+const NOT_CONFIGURATION: [&str; 7] = [
+    "SIGHTLINE_CACHE",
+    "SIGHTLINE_CLIENT_CA",
+    "SIGHTLINE_CLIENT_CERT",
+    "SIGHTLINE_CLIENT_KEY",
+    "SIGHTLINE_CLIENT_SERVER_NAME",
+    "SIGHTLINE_CONFIG",
+    "SIGHTLINE_TOOLS",
+];
 /// The same, for every variable that begins so.
 const NOT_CONFIGURATION_PREFIX: &str = "SIGHTLINE_TEST_";
 
@@ -273,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_variable_that_only_begins_like_one_of_ours_is_refused() {
-        for name in ["SIGHTLINE_CACHE_TTL", "SIGHTLINE_CONFIG_FILE"] {
+        for name in ["SIGHTLINE_CACHE_TTL", "SIGHTLINE_CONFIG_FILE", "SIGHTLINE_CLIENT_CERTS"] {
             assert!(read("", &[(name, "x")], &[]).unwrap_err().contains("sets nothing"), "{name}");
         }
         assert!(read("", &[("SIGHTLINE_CACHE", "/tmp")], &[]).is_ok());

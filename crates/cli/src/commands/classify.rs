@@ -11,7 +11,11 @@ use anyhow::{Context, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use sightline_mesh::{RpcError, auth::AuthConfig};
+use sightline_mesh::{
+    RpcError,
+    auth::AuthConfig,
+    identity::{EdgeTlsConfig, MeshTlsConfig},
+};
 use sightline_node::{Node, Role};
 use sightline_proto::{
     ingest::{ClassifyRequest, Frame, ingest_service_client::IngestServiceClient},
@@ -19,7 +23,7 @@ use sightline_proto::{
 };
 
 use crate::{
-    args::{Classify, Settings},
+    args::{Classify, Settings, Tls},
     connect::Connection,
     output,
     settings::{self, Logs},
@@ -47,11 +51,13 @@ pub(crate) async fn run(settings: &Settings, command: Classify) -> Result<ExitCo
     print(&outcomes, command.json)
 }
 
-async fn in_this_process(layers: &Settings, command: Classify) -> Result<ExitCode> {
+async fn in_this_process(layers: &Settings, mut command: Classify) -> Result<ExitCode> {
     let mut config = settings::read_dev(layers, Logs::Quiet)?;
     settings::on_free_ports(&mut config);
-    // Nobody but this process is to talk to it, and this process has no token.
+    // Nobody but this process is to talk to it, and this process has no token and no certificate.
     config.auth = AuthConfig::default();
+    (config.edge_tls, config.tls) = (EdgeTlsConfig::default(), MeshTlsConfig::default());
+    command.remote.tls = Tls::default();
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     config.node.data_dir = folder.path().into();
     let telemetry = sightline_telemetry::start(&config.telemetry, "sightline")?;

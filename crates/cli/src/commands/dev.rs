@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sightline_node::{Node, NodeConfig, Role};
 
 use super::{INTERRUPTED, asked_to_stop, classify};
 use crate::{
-    args::{Classify, Dev, Remote, Settings},
+    args::{Classify, Dev, Remote, Settings, Tls},
     output,
     settings::{self, Logs},
 };
@@ -51,6 +51,12 @@ fn interrupted(once: bool) -> ExitCode {
 }
 
 async fn begin(node: &Node, config: &NodeConfig, command: Dev) -> Result<ExitCode> {
+    if !command.images.is_empty() && config.edge_tls.cert_file.is_some() {
+        bail!(
+            "images are sent in plain HTTP, and `edge_tls.cert_file` is set: start without images, then \
+             `sightline classify --endpoint https://…`"
+        );
+    }
     node.ready(classify::START_TIMEOUT).await?;
     let code = match command.images.is_empty() {
         true => ExitCode::SUCCESS,
@@ -71,7 +77,11 @@ async fn samples(node: &Node, images: Vec<std::path::PathBuf>) -> Result<ExitCod
         model: None,
         user: "sample".into(),
         application: "sightline-dev".into(),
-        remote: Remote { token_file: None, timeout: std::time::Duration::from_secs(30).into() },
+        remote: Remote {
+            token_file: None,
+            timeout: std::time::Duration::from_secs(30).into(),
+            tls: Tls::default(),
+        },
     };
     let outcomes = classify::classify(&format!("http://{address}"), &command).await?;
     classify::print(&outcomes, false)
@@ -87,9 +97,13 @@ fn banner(node: &Node, config: &NodeConfig) -> Result<()> {
         Role::Stats if postgres => "gRPC; PostgreSQL",
         Role::Stats => "gRPC; SQLite",
     };
+    let scheme = |role| match role {
+        Role::Ingest => scheme(config.edge_tls.cert_file.is_some()),
+        _ => scheme(config.tls.cert_file.is_some()),
+    };
     for role in Role::ALL.into_iter().rev() {
         if let Some(address) = node.address(role) {
-            output::line(&format!("{:<12} http://{address:<21}  {}", role.name(), what(role)))?;
+            output::line(&format!("{:<12} {}://{address:<21}  {}", role.name(), scheme(role), what(role)))?;
         }
     }
     if let Some(address) = node.admin_address() {
@@ -106,8 +120,13 @@ fn banner(node: &Node, config: &NodeConfig) -> Result<()> {
         config.ratelimiter.rules
     ))?;
     output::line(&format!(
-        "try: sightline classify --endpoint http://{} photo.jpg",
+        "try: sightline classify --endpoint {}://{} photo.jpg",
+        scheme(Role::Ingest),
         node.address(Role::Ingest).context("ingest was started")?
     ))?;
     output::line("Ctrl-C stops everything")
+}
+
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
 }

@@ -8,13 +8,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, Uri, body::Bytes, client::conn::http1::handshake, header::HOST};
+use hyper::{Request, body::Bytes, client::conn::http1::handshake, header::HOST};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
 use super::{INTERRUPTED, asked_to_stop};
-use crate::{args::Mesh, output};
+use crate::{args::Mesh, connect::Dialer, output};
 
 /// How long the admin port may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,15 +41,16 @@ const HEAD: [&str; 12] = [
 const RIGHT: [usize; 7] = [4, 5, 6, 7, 8, 9, 10];
 
 pub(crate) async fn run(command: Mesh) -> Result<ExitCode> {
-    let Mesh::Top { admin, every, once, json } = command;
+    let Mesh::Top { admin, every, once, json, tls } = command;
     if every.is_zero() {
         bail!("--every must be longer than 0s");
     }
     let live = io::stdout().is_terminal() && !once && !json;
+    let dialer = Dialer::new("--admin", &admin, &tls, b"http/1.1", PATIENCE).await?;
     let stop = asked_to_stop()?;
     if !live {
         let page = tokio::select! {
-            page = ask(&admin) => page?,
+            page = ask(&admin, &dialer) => page?,
             () = stop => return Ok(ExitCode::from(INTERRUPTED)),
         };
         match json {
@@ -61,7 +62,7 @@ pub(crate) async fn run(command: Mesh) -> Result<ExitCode> {
     let mut seen = false;
     let watched = async {
         loop {
-            match ask(&admin).await {
+            match ask(&admin, &dialer).await {
                 Ok(page) => {
                     seen = true;
                     write!(io::stdout(), "{CLEAR}")?;
@@ -84,26 +85,19 @@ pub(crate) async fn run(command: Mesh) -> Result<ExitCode> {
 }
 
 /// The page `/mesh` of an admin port.
-async fn ask(admin: &str) -> Result<Value> {
-    let asked = timeout(PATIENCE, get(admin)).await;
+async fn ask(admin: &str, dialer: &Dialer) -> Result<Value> {
+    let asked = timeout(PATIENCE, get(dialer)).await;
     let answer =
         asked.map_err(|_| anyhow::anyhow!("no answer within {PATIENCE:?}")).and_then(|answer| answer);
     answer
         .with_context(|| format!("--admin {admin}: is it the telemetry.admin_listen of a running sightline?"))
 }
 
-async fn get(admin: &str) -> Result<Value> {
-    let uri: Uri =
-        admin.trim_end_matches('/').parse().context("this is no address such as http://127.0.0.1:7400")?;
-    let authority = uri.authority().context("this is no address such as http://127.0.0.1:7400")?;
-    if uri.scheme_str() == Some("https") {
-        bail!("admin ports speak plain HTTP");
-    }
-    let address = (authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80));
-    let stream = TcpStream::connect(address).await?;
+async fn get(dialer: &Dialer) -> Result<Value> {
+    let stream = dialer.connect.connect(&dialer.address).await?;
     let (mut sender, connection) = handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::get("/mesh").header(HOST, authority.as_str()).body(Empty::new())?;
+    let request = Request::get("/mesh").header(HOST, dialer.address.authority.as_str()).body(Empty::new())?;
     let response = sender.send_request(request).await?;
     if !response.status().is_success() {
         bail!("it answered {}", response.status());

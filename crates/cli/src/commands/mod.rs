@@ -3,6 +3,7 @@
 mod classify;
 mod config;
 mod dev;
+mod health;
 mod limits;
 mod mesh;
 mod migrate;
@@ -35,6 +36,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Models(command) => models::run(command).await,
         Command::Limits(command) => limits::run(command).await,
         Command::Mesh(command) => mesh::run(command).await,
+        Command::Health(command) => health::run(command).await,
         Command::Config(command) => config::run(&settings, &command),
         Command::Token(command) => token::run(&settings, command),
         Command::Completions { shell } => {

@@ -84,7 +84,11 @@ impl<F: FnMut(Seen) + Unpin> AsyncRead for Watched<F> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(context, buffer);
         if let Poll::Ready(Ok(())) = polled {
-            this.frames.feed(&buffer.filled()[before..], &mut this.on_seen);
+            let bytes = &buffer.filled()[before..];
+            if let Some(problem) = this.frames.foreign(bytes) {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, problem)));
+            }
+            this.frames.feed(bytes, &mut this.on_seen);
         }
         polled
     }
@@ -135,6 +139,17 @@ struct Frames {
 }
 
 impl Frames {
+    /// What a peer speaks instead of HTTP/2, as its first bytes tell: HTTP/2 begins with the length of a short frame.
+    fn foreign(&self, bytes: &[u8]) -> Option<&'static str> {
+        match bytes {
+            _ if self.any || self.have > 0 => None,
+            // An alert (21) of TLS 1.x (3), RFC 8446, section 5.1.
+            [21, 3, ..] => Some("it speaks TLS, and we do not: use https, and between services set [tls]"),
+            [b'H', b'T', b'T', b'P', ..] => Some("it speaks HTTP/1 and not HTTP/2, which gRPC needs"),
+            _ => None,
+        }
+    }
+
     fn feed(&mut self, mut bytes: &[u8], on_seen: &mut impl FnMut(Seen)) {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -195,6 +210,19 @@ mod tests {
 
     fn goaway(code: u32, debug: &[u8]) -> Vec<u8> {
         frame(GOAWAY, &[&[0x7f, 0xff, 0xff, 0xff], &code.to_be_bytes()[..], debug].concat())
+    }
+
+    #[test]
+    fn a_peer_that_speaks_something_else_is_told_from_one_that_speaks_http2() {
+        let mut frames = Frames::default();
+        let alert = [21, 3, 3, 0, 2, 2, 50];
+        assert!(frames.foreign(&alert).is_some_and(|problem| problem.contains("it speaks TLS")));
+        assert!(
+            frames.foreign(b"HTTP/1.1 400 Bad Request").is_some_and(|problem| problem.contains("HTTP/1"))
+        );
+        assert_eq!(frames.foreign(&frame(4, &[0; 6])), None);
+        frames.feed(&frame(4, &[0; 6]), &mut |_| {});
+        assert_eq!(frames.foreign(&alert), None, "what comes later may begin so");
     }
 
     #[test]

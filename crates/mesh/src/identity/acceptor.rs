@@ -234,7 +234,7 @@ impl Acceptor {
             }
             Some(Error::InvalidCertificate(problem)) => {
                 self.count("certificate");
-                self.complaints.about(peer, "certificate", explain(problem));
+                self.complaints.about(peer, "certificate", explain(problem, NOT_IN_CA_FILE));
             }
             // Anybody can send these, so they are no line in the log for each.
             Some(problem) => {
@@ -309,12 +309,14 @@ fn id_of<IO>(stream: &TlsStream<IO>, list: &AllowList) -> io::Result<SpiffeId> {
         .map_err(|refusal| io::Error::new(io::ErrorKind::PermissionDenied, refusal))
 }
 
-/// A certificate's problem, with the way out where there is one.
-pub(super) fn explain(problem: &CertificateError) -> String {
+/// What is said of an authority that a service does not know.
+pub(super) const NOT_IN_CA_FILE: &str = "our `ca_file` does not hold";
+
+/// A certificate's problem, with the way out where there is one. `unknown` ends the sentence on an authority that is not
+/// trusted.
+pub(super) fn explain(problem: &CertificateError, unknown: &str) -> String {
     match problem {
-        CertificateError::UnknownIssuer => {
-            "its certificate comes from an authority that our `ca_file` does not hold".to_owned()
-        }
+        CertificateError::UnknownIssuer => format!("its certificate comes from an authority that {unknown}"),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "its certificate has expired: renew it".to_owned()
         }

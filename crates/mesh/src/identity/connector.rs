@@ -12,6 +12,7 @@ use rustls::{
     AlertDescription, ClientConfig, Error,
     client::Resumption,
     pki_types::{IpAddr, ServerName},
+    sign::SingleCertAndKey,
     version::TLS13,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,20 +21,58 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::client::{Address, BoxFuture, BoxedIo, Connect, TcpConnect};
 
 use super::{
-    acceptor::explain,
+    acceptor::{NOT_IN_CA_FILE, explain},
+    client::ClientTls,
     files::provider,
     source::{Identity, Presenter},
     spiffe::AllowList,
-    verify::{Refusal, Servers},
+    verify::{Refusal, Servers, Trust},
 };
 
-/// Makes mTLS connections to one service. Cheap to clone.
+/// Who we are to servers, for messages.
+#[derive(Debug, Clone)]
+enum Ours {
+    /// A service of the mesh, by its certificate of now.
+    Service(Arc<Identity>),
+    /// Somebody outside, who shows this id, a certificate without one, or nothing.
+    Client { shows: Arc<str>, unknown_authority: Arc<str> },
+}
+
+impl Ours {
+    fn name(&self) -> String {
+        match self {
+            Self::Service(identity) => identity.id().map_or_else(|| NO_ID.to_owned(), |id| id.to_string()),
+            Self::Client { shows, .. } => shows.to_string(),
+        }
+    }
+
+    /// Ends the sentence on a server's authority that is not trusted.
+    fn unknown_authority(&self) -> &str {
+        match self {
+            Self::Service(_) => NOT_IN_CA_FILE,
+            Self::Client { unknown_authority, .. } => unknown_authority,
+        }
+    }
+
+    /// What to do when a server asks for a certificate and there was none.
+    fn way_out(&self) -> &'static str {
+        match self {
+            Self::Service(_) => "",
+            Self::Client { .. } => ": name yours with --cert and --key",
+        }
+    }
+}
+
+const NO_ID: &str = "a certificate without a SPIFFE id";
+const BY_HOST: &str = "a certificate for the host's name";
+
+/// Makes TLS connections to one service: mutual ones between services, or those of a client outside. Cheap to clone.
 #[derive(Clone)]
 pub struct Connector {
     /// What TLS goes over.
     over: Arc<dyn Connect>,
     tls: TlsConnector,
-    identity: Arc<Identity>,
+    ours: Ours,
     /// Who must answer, for messages.
     expected: String,
     /// The name to ask for, instead of the host of each address.
@@ -63,22 +102,64 @@ impl Connector {
         }
         let text = match &expected {
             Some(list) => list.to_string(),
-            None => "a certificate for the host's name".to_owned(),
+            None => BY_HOST.to_owned(),
         };
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .expect("the provider has suites of TLS 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Servers::new(Arc::clone(identity), expected)))
+            .with_custom_certificate_verifier(Arc::new(Servers::new(
+                Trust::Current(Arc::clone(identity)),
+                expected,
+            )))
             .with_client_cert_resolver(Arc::new(Presenter(Arc::clone(identity))));
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = Resumption::disabled();
         Ok(Self {
             over: Arc::new(TcpConnect::default()),
             tls: TlsConnector::from(Arc::new(config)),
-            identity: Arc::clone(identity),
+            ours: Ours::Service(Arc::clone(identity)),
             expected: text,
             server_name: None,
+            timeout,
+        })
+    }
+
+    /// For a caller outside the mesh, such as the command line: TLS 1.2 and 1.3, `protocol` as ALPN names it (`h2`,
+    /// `http/1.1`). `timeout` is for one handshake. Blocks on the disk.
+    ///
+    /// # Errors
+    /// A text naming the option.
+    pub fn client(tls: &ClientTls, protocol: &[u8], timeout: Duration) -> Result<Self, String> {
+        let roots = tls.roots()?;
+        let (expected, server_name) = tls.expected()?;
+        let own = tls.certificate()?;
+        let shows = match &own {
+            None => "a caller without a certificate".to_owned(),
+            Some(own) => own.id.as_ref().map_or_else(|| NO_ID.to_owned(), ToString::to_string),
+        };
+        let text = match (&expected, &tls.server_name) {
+            (Some(list), _) => list.to_string(),
+            (None, Some(name)) => format!("a certificate for {name:?} (--server-name)"),
+            (None, None) => format!("{BY_HOST} (--server-name asks for another)"),
+        };
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites of TLS 1.2 and 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Servers::new(Trust::Fixed(roots), expected)));
+        let mut config = match own {
+            None => builder.with_no_client_auth(),
+            Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own.certified))),
+        };
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let unknown_authority = tls.unknown_authority().into();
+        Ok(Self {
+            over: Arc::new(TcpConnect::default()),
+            tls: TlsConnector::from(Arc::new(config)),
+            ours: Ours::Client { shows: shows.into(), unknown_authority },
+            expected: text,
+            server_name,
             timeout,
         })
     }
@@ -115,7 +196,7 @@ impl Connector {
             None => name_of(host).map_err(|problem| io::Error::new(io::ErrorKind::InvalidInput, problem))?,
         };
         match tokio::time::timeout(self.timeout, self.tls.connect(name, stream)).await {
-            Ok(Ok(stream)) => Ok(Secured { stream, identity: Arc::clone(&self.identity) }),
+            Ok(Ok(stream)) => Ok(Secured { stream, ours: self.ours.clone() }),
             Ok(Err(error)) => Err(self.explain(authority, error)),
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::TimedOut,
@@ -131,9 +212,12 @@ impl Connector {
         } else {
             match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
                 Some(Error::InvalidCertificate(problem)) => {
-                    format!("{authority} is not trusted: {}; expected {expected}", explain(problem))
+                    format!(
+                        "{authority} is not trusted: {}; expected {expected}",
+                        explain(problem, self.ours.unknown_authority())
+                    )
                 }
-                Some(Error::AlertReceived(alert)) => return refused(&self.identity, *alert),
+                Some(Error::AlertReceived(alert)) => return refused(&self.ours, *alert),
                 Some(Error::InvalidMessage(_)) => format!("{authority} does not speak TLS ({error})"),
                 Some(_) => format!("the TLS handshake with {authority} failed: {error}"),
                 None => return error,
@@ -158,7 +242,7 @@ impl Connect for Connector {
 }
 
 /// The host of an authority as TLS names it; an IPv6 address may stand in brackets.
-fn name_of(host: &str) -> Result<ServerName<'static>, String> {
+pub(super) fn name_of(host: &str) -> Result<ServerName<'static>, String> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match bare.parse::<std::net::IpAddr>() {
         Ok(address) => Ok(ServerName::IpAddress(IpAddr::from(address))),
@@ -169,16 +253,17 @@ fn name_of(host: &str) -> Result<ServerName<'static>, String> {
 }
 
 /// What a server's alert means for us.
-fn refused(identity: &Identity, alert: AlertDescription) -> io::Error {
-    let ours =
-        identity.id().map_or_else(|| "a certificate without a SPIFFE id".to_owned(), |id| id.to_string());
+fn refused(who: &Ours, alert: AlertDescription) -> io::Error {
+    let ours = who.name();
     let why = match alert {
         AlertDescription::CertificateUnknown | AlertDescription::AccessDenied => {
             format!("we are {ours}, and it is not on the server's list of callers")
         }
         AlertDescription::UnknownCA => "the server does not hold our authority".to_owned(),
         AlertDescription::CertificateExpired => "our certificate has expired".to_owned(),
-        AlertDescription::CertificateRequired => "the server asks for a certificate".to_owned(),
+        AlertDescription::CertificateRequired => {
+            format!("the server asks for a certificate{}", who.way_out())
+        }
         other => format!("it sent the alert {other:?} (we are {ours})"),
     };
     io::Error::new(io::ErrorKind::PermissionDenied, format!("the server refused the connection: {why}"))
@@ -189,13 +274,13 @@ fn refused(identity: &Identity, alert: AlertDescription) -> io::Error {
 #[derive(Debug)]
 pub struct Secured<IO> {
     stream: TlsStream<IO>,
-    identity: Arc<Identity>,
+    ours: Ours,
 }
 
 impl<IO> Secured<IO> {
     fn explain(&self, error: io::Error) -> io::Error {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(Error::AlertReceived(alert)) => refused(&self.identity, *alert),
+            Some(Error::AlertReceived(alert)) => refused(&self.ours, *alert),
             _ => error,
         }
     }

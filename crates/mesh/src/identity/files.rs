@@ -131,6 +131,15 @@ impl TlsFiles {
         self.fail(&self.cert, problem)
     }
 
+    /// The authorities alone. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file.
+    pub(super) fn read_authorities(&self) -> Result<Arc<RootCertStore>, TlsError> {
+        let pem = self.ca.as_ref().map(|path| self.load(path)).transpose()?;
+        Ok(self.authorities(pem.as_deref())?.0)
+    }
+
     fn fail(&self, path: &Path, problem: impl Into<String>) -> TlsError {
         TlsError { setting: self.setting, path: path.to_owned(), problem: problem.into() }
     }

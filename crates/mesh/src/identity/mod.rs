@@ -3,7 +3,8 @@
 //! - [`Identity`]: certificate, key and authorities from PEM files ([`TlsFiles`]), taken anew when the files change.
 //! - [`Acceptor`]: the server's end. At the public edge everybody may connect; between services ([`Acceptor::mutual`])
 //!   only who shows a certificate of our authorities whose SPIFFE id is on an [`AllowList`].
-//! - [`Connector`]: the client's end, which verifies the server by its SPIFFE id or its host's name.
+//! - [`Connector`]: the client's end, which verifies the server by its SPIFFE id or its host's name; [`ClientTls`]: that of a
+//!   caller outside the mesh.
 //! - [`EdgeTlsConfig`] and [`MeshTlsConfig`]: the settings.
 //!
 //! What is not checked: revocation. Certificates that live hours, as SPIFFE and cert-manager issue them, are not renewed
@@ -11,6 +12,7 @@
 //! how long.
 
 mod acceptor;
+mod client;
 mod complaints;
 mod connector;
 mod files;
@@ -20,6 +22,7 @@ mod spiffe;
 mod verify;
 
 pub use acceptor::{Acceptor, HandshakeLimits};
+pub use client::ClientTls;
 pub use connector::{Connector, Secured};
 pub(crate) use files::provider;
 pub use files::{TlsError, TlsFiles, Validity};

@@ -3,7 +3,8 @@
 use std::{fmt, io, sync::Arc};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
@@ -136,17 +137,34 @@ impl ClientCertVerifier for Clients {
     signatures!();
 }
 
-/// Verifies the server that a client reached: the chain against the current authorities, then the id against a list,
-/// or the host's name where there is none.
+/// The authorities that a server's certificate must come from.
+pub(super) enum Trust {
+    /// Those that an identity's files hold now.
+    Current(Arc<Identity>),
+    /// Those that were read once.
+    Fixed(Arc<RootCertStore>),
+}
+
+impl Trust {
+    fn roots(&self) -> Arc<RootCertStore> {
+        match self {
+            Self::Current(identity) => Arc::clone(&identity.material().roots),
+            Self::Fixed(roots) => Arc::clone(roots),
+        }
+    }
+}
+
+/// Verifies the server that a client reached: the chain against the authorities, then the id against a list, or the
+/// host's name where there is none.
 pub(super) struct Servers {
-    identity: Arc<Identity>,
+    trust: Trust,
     expected: Option<AllowList>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Servers {
-    pub(super) fn new(identity: Arc<Identity>, expected: Option<AllowList>) -> Self {
-        Self { identity, expected, algorithms: provider().signature_verification_algorithms }
+    pub(super) fn new(trust: Trust, expected: Option<AllowList>) -> Self {
+        Self { trust, expected, algorithms: provider().signature_verification_algorithms }
     }
 }
 
@@ -169,10 +187,9 @@ impl ServerCertVerifier for Servers {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        let material = self.identity.material();
         verify_server_cert_signed_by_trust_anchor(
             &parsed,
-            &material.roots,
+            &self.trust.roots(),
             intermediates,
             now,
             self.algorithms.all,
