@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use sightline_testkit::{Process, setup};
 
-use crate::support::{Objects, PROFILES};
+use crate::support::{Objects, PROFILES, TLS};
 
 #[test]
 fn every_variable_of_a_pod_is_a_setting() {
@@ -23,7 +23,8 @@ fn every_variable_of_a_pod_is_a_setting() {
 }
 
 /// Settings of every type, as values.yaml takes them.
-const SETTINGS: [&str; 4] = [
+const SETTINGS: [&str; 5] = [
+    r#"server.settings={"max_connection_age":"10m","max_calls":100}"#,
     r#"ingest.settings={"cors_origins":["https://a.example.com"],"max_pixels":33177600,"cache_ttl":"1m"}"#,
     r#"ratelimiter.settings={"max_keys":20000000}"#,
     r#"stats.settings={"durability":"process"}"#,
@@ -33,9 +34,9 @@ const SETTINGS: [&str; 4] = [
 #[test]
 fn the_program_takes_every_configuration() {
     let folder = tempfile::tempdir().unwrap();
-    for (profile, set) in
-        PROFILES.iter().map(|profile| (profile, &[][..])).chain([(&PROFILES[1], &SETTINGS[..])])
-    {
+    let tls = [TLS, &[r#"edgeTls.secretName="edge""#, r#"tls.callers.stats=["spiffe://a/*"]"#]].concat();
+    let more = [(&PROFILES[1], &SETTINGS[..]), (&PROFILES[1], &tls)];
+    for (profile, set) in PROFILES.iter().map(|profile| (profile, &[][..])).chain(more) {
         let Some(objects) = Objects::of(profile.name, set) else { return };
         let files = objects.0.iter().filter(|object| object["data"]["sightline.toml"].is_string());
         for object in files {

@@ -19,4 +19,5 @@ mod rules;
 mod schemas;
 mod support;
 mod switches;
+mod tls;
 mod values;

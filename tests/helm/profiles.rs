@@ -10,7 +10,7 @@ use sightline_servers::find;
 use crate::{
     cluster::cluster,
     schemas,
-    support::{PROFILES, chart, helm, render, there},
+    support::{PROFILES, TLS, chart, helm, render, there},
 };
 
 #[test]
@@ -44,8 +44,13 @@ fn every_object_is_what_the_api_servers_schema_says() {
         let output = child.wait_with_output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
-    for profile in &PROFILES {
-        let Some(text) = render(&profile.arguments()) else { return };
+    let tls = TLS.iter().chain(&[r#"edgeTls.secretName="edge""#]);
+    let tls: Vec<String> = tls.flat_map(|value| ["--set-json".into(), (*value).into()]).collect();
+    let encrypted = (&PROFILES[1], [PROFILES[1].arguments(), tls].concat());
+    for (profile, arguments) in
+        PROFILES.iter().map(|profile| (profile, profile.arguments())).chain([encrypted])
+    {
+        let Some(text) = render(&arguments) else { return };
         let (valid, said) = check(&text);
         let summary: serde_json::Value = serde_json::from_str(&said).unwrap();
         assert!(valid && summary["summary"]["skipped"] == 0, "{}: {said}", profile.name);

@@ -1,6 +1,6 @@
 //! Values that cannot work are refused before anything is installed, with a message that names them and the way out.
 
-use crate::support::{Profile, template};
+use crate::support::{Profile, TLS, template};
 
 /// Profile, more values as `--set-json` takes them, and what the message says.
 type Row = (&'static str, &'static [&'static str], &'static str);
@@ -65,6 +65,35 @@ const COMBINATIONS: &[Row] = &[
     ),
     ("production", &["ingest.terminationGracePeriodSeconds=25"], "a stop may take up to 25 s"),
     ("production", &["networkPolicy.metricsFrom=[]"], "Prometheus would be kept out"),
+    (
+        "production",
+        &[TLS[0], TLS[1], TLS[2], r#"tls.secretNames.stats="""#],
+        "tls.secretNames.stats is empty",
+    ),
+    ("small", TLS, "calls itself inside one pod"),
+    ("production", &[TLS[2]], "calls would not be encrypted: set tls.enabled"),
+    ("production", &[r#"tls.callers.stats=["spiffe://a/*"]"#], "calls would not be encrypted"),
+    (
+        "production",
+        &["tls.enabled=true", r#"tls.certManager={"enabled":true,"issuer":{"name":"ours"}}"#],
+        "install cert-manager first",
+    ),
+    (
+        "production",
+        &[
+            r#"ingest.ingress={"enabled":true,"host":"h","tlsSecretName":"t"}"#,
+            r#"edgeTls.secretName="edge""#,
+        ],
+        "to \"GRPCS\"",
+    ),
+    (
+        "production",
+        &[
+            r#"ingest.ingress={"enabled":true,"host":"h","tlsSecretName":"t"}"#,
+            r#"ingest.ingress.annotations={"nginx.ingress.kubernetes.io/backend-protocol":"GRPCS"}"#,
+        ],
+        "or name the Secret",
+    ),
 ];
 
 /// Values that the schema does not take.
@@ -80,6 +109,9 @@ const SHAPES: &[Row] = &[
     ("production", &["ingest.pdb.maxUnavailable=0"], "/ingest/pdb/maxUnavailable"),
     ("production", &[r#"networkPolicy.clients=[{"cidr":"10.0.0.0/8"}]"#], "/networkPolicy/clients/0"),
     ("production", &["classifier.models=[]"], "/classifier/models"),
+    ("production", &[r#"tls.trustDomain="spiffe://a""#], "/tls/trustDomain"),
+    ("production", &[r#"tls.callers.stats=["stats"]"#], "/tls/callers/stats/0"),
+    ("production", &[r#"server.settings.lame_duck="9s""#], "'lame_duck' not allowed"),
 ];
 
 fn said(row: &Row) -> Option<(bool, String)> {
@@ -106,6 +138,34 @@ fn values_of_a_wrong_shape_are_refused() {
     for row in SHAPES {
         let Some((rendered, said)) = said(row) else { return };
         assert!(!rendered && said.contains(row.2), "{row:?}: {said}");
+    }
+}
+
+/// Of cert-manager's Certificates, in a cluster that has the kind.
+#[test]
+fn a_certificate_that_nobody_could_make_is_refused() {
+    for (set, expected) in [
+        (&["tls.enabled=true", "tls.certManager.enabled=true"][..], "tls.certManager.issuer.name is empty"),
+        (
+            &[r#"edgeTls={"secretName":"e","certManager":{"enabled":true,"dnsNames":["a"]}}"#],
+            "edgeTls.certManager.issuer.name is empty",
+        ),
+        (
+            &[r#"edgeTls={"certManager":{"enabled":true,"dnsNames":["a"],"issuer":{"name":"i"}}}"#],
+            "edgeTls.secretName is empty",
+        ),
+        (
+            &[r#"edgeTls={"secretName":"e","certManager":{"enabled":true,"issuer":{"name":"i"}}}"#],
+            "edgeTls.certManager.dnsNames is empty",
+        ),
+    ] {
+        let mut arguments = Profile::named("production").arguments();
+        arguments.extend(["--api-versions".into(), "cert-manager.io/v1/Certificate".into()]);
+        arguments.extend(set.iter().flat_map(|value| ["--set-json".into(), (*value).into()]));
+        let Some(output) = template(&arguments) else { return };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(expected), "{set:?}: {said}");
+        assert_eq!(said.matches("\n  - ").count(), 1, "{said}");
     }
 }
 

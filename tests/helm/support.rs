@@ -13,6 +13,14 @@ use sightline_testkit::setup;
 /// What has to be written to let everybody in.
 pub const INSECURE: &str = r#"insecure.confirm="anybody-who-reaches-a-port-is-let-in""#;
 
+/// What encrypts calls between services, by Secrets that are there already.
+pub const TLS: &[&str] = &[
+    "tls.enabled=true",
+    r#"tls.trustDomain="mesh.example""#,
+    r#"tls.secretNames={"ingest":"ingest-cert","classifier":"classifier-cert","ratelimiter":"ratelimiter-cert","stats":"stats-cert"}"#,
+    r#"tls.bundle={"kind":"configMap","name":"authorities","key":"ca.crt"}"#,
+];
+
 /// A way of installing the chart that we show: its name, values files, and more values.
 pub struct Profile {
     pub name: &'static str,

@@ -81,8 +81,16 @@ fn a_stop_has_time_to_drain() {
     let set = ["ingest.drainSeconds=40", "ingest.preStopSeconds=7"];
     let longer = objects("production", &set).unwrap();
     let grace = |objects: &Objects| objects.pod("ingest")["terminationGracePeriodSeconds"].as_u64().unwrap();
-    // preStop, then a drain and a flush of drainSeconds each, and 5 s to spare.
-    assert_eq!((grace(&defaults), grace(&longer)), (5 + 2 * 10 + 5, 7 + 2 * 40 + 5));
+    // preStop, a lame duck of 5 s, then a drain and a flush of drainSeconds each, and 5 s to spare.
+    assert_eq!((grace(&defaults), grace(&longer)), (5 + 2 * 10 + 5, 7 + 5 + 2 * 40 + 5));
+    assert!(defaults.config("ingest").contains("[server]\nlame_duck = \"5s\"\n"));
+    assert!(defaults.pod("ingest")["containers"][0]["lifecycle"].is_null(), "the lame duck does it");
+    let patient = objects("production", &["server.lameDuckSeconds=20"]).unwrap();
+    assert_eq!(grace(&patient), 20 + 2 * 10 + 5);
+    // One lame duck for the four services of one pod.
+    let small = objects("small", &[]).unwrap();
+    let pod = &small.get("StatefulSet", "all-in-one")["spec"]["template"]["spec"];
+    assert_eq!(pod["terminationGracePeriodSeconds"], 5 + 4 * 2 * 5 + 5);
     let sleep = &longer.pod("ingest")["containers"][0]["lifecycle"]["preStop"]["sleep"];
     assert_eq!(*sleep, json!({"seconds": 7}));
     assert!(longer.config("ingest").contains("drain_timeout = \"40s\""));

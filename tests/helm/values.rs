@@ -140,7 +140,8 @@ fn the_schema_is_closed() {
 }
 
 /// Keys that templates write themselves.
-const OWN: [(&str, &[&str]); 6] = [
+const OWN: [(&str, &[&str]); 7] = [
+    ("server", &["lame_duck"]),
     ("telemetry", &["log", "log_format", "admin_listen", "otlp_endpoint"]),
     ("ingest", &["listen", "classifier", "ratelimiter", "stats", "drain_timeout"]),
     ("policy", &[]),

@@ -42,6 +42,11 @@ issuer = {{ toJson . }}
 [discovery]
 kubernetes_domain = {{ toJson $values.clusterDomain }}
 {{- end }}
+{{- include "sightline.tlsConfig" . }}
+
+[server]
+lame_duck = "{{ $values.server.lameDuckSeconds }}s"
+{{- include "sightline.settings" $values.server.settings }}
 {{- range $role := .roles }}
 {{- $section := index $values $role }}
 {{- $bind := ternary "127.0.0.1" $values.bindAddress (and $alone (ne $role "ingest")) }}

@@ -44,7 +44,7 @@ spec:
     - name: grpc
       port: {{ include "sightline.port" $facing }}
       targetPort: grpc
-      appProtocol: kubernetes.io/h2c
+      appProtocol: {{ ternary "https" "kubernetes.io/h2c" (include "sightline.speaksTls" (dict "root" .root "role" $facing) | eq "true") }}
     - name: metrics
       port: 7400
       targetPort: metrics

@@ -1,10 +1,10 @@
 {{/* The pod of a component; context: root, name, roles. */}}
 
-{{/* Seconds from SIGTERM to the end at most: a role may drain and then flush, each within its bound; roles of one pod
-     stop one after another. */}}
+{{/* Seconds from the first word of its end to the end at most: one lame duck, then each role may drain and flush, each
+     within its bound; roles of one pod stop one after another. */}}
 {{- define "sightline.drainBound" -}}
 {{- $own := index .root.Values (include "sightline.valuesKey" .name) -}}
-{{- add $own.preStopSeconds (mul 2 $own.drainSeconds (len .roles)) -}}
+{{- add $own.preStopSeconds .root.Values.server.lameDuckSeconds (mul 2 $own.drainSeconds (len .roles)) -}}
 {{- end -}}
 
 {{- define "sightline.grace" -}}
@@ -36,9 +36,16 @@ seccompProfile:
 
 {{- define "sightline.probe" -}}
 {{- $probe := index .root.Values.probes .kind -}}
+{{- if include "sightline.speaksTls" . -}}
+{{- /* Kubernetes' gRPC probes speak no TLS: the port for metrics says the same in plain HTTP. */ -}}
+httpGet:
+  path: {{ ternary "/livez" "/servingz" (eq .kind "liveness") }}
+  port: metrics
+{{- else -}}
 grpc:
   port: {{ include "sightline.port" .role }}
   service: {{ include "sightline.grpcService" .role }}
+{{- end }}
 periodSeconds: {{ $probe.periodSeconds }}
 failureThreshold: {{ $probe.failureThreshold }}
 timeoutSeconds: {{ .root.Values.probes.timeoutSeconds }}
@@ -66,7 +73,7 @@ spec:
   automountServiceAccountToken: {{ include "sightline.watches" . | eq "true" }}
   # The cluster would set SIGHTLINE_INGEST_SERVICE_HOST and the like, which the program refuses as unknown settings.
   enableServiceLinks: false
-  # preStop, then a drain and a flush within drain_timeout each{{ if gt (len .roles) 1 }}, one service after another{{ end }}.
+  # preStop, a lame duck, then a drain and a flush within drain_timeout each{{ if gt (len .roles) 1 }}, one service after another{{ end }}.
   terminationGracePeriodSeconds: {{ include "sightline.grace" . }}
   {{- with $own.priorityClassName }}
   priorityClassName: {{ . }}
@@ -101,11 +108,13 @@ spec:
       {{ $kind }}Probe:
         {{- include "sightline.probe" (dict "root" $root "kind" $kind "role" $facing) | nindent 8 }}
       {{- end }}
+      {{- with $own.preStopSeconds }}
       lifecycle:
-        # Clients learn of the stop by DNS and endpoints: until then calls still come, and are served.
+        # Before the lame duck, in which the pod serves on and says that it goes.
         preStop:
           sleep:
-            seconds: {{ $own.preStopSeconds }}
+            seconds: {{ . }}
+      {{- end }}
       resources:
         {{- toYaml $own.resources | nindent 8 }}
       securityContext:

@@ -7,6 +7,7 @@
       (include "sightline.problems.discovery" . | fromJsonArray)
       (include "sightline.problems.models" . | fromJsonArray)
       (include "sightline.problems.edge" . | fromJsonArray)
+      (include "sightline.problems.tls" . | fromJsonArray)
       (include "sightline.problems.monitoring" . | fromJsonArray) -}}
 {{- $services := ternary (list "ingest" "classifier" "ratelimiter" "stats") (list) (eq .Values.mode "distributed") -}}
 {{- range $name := $services -}}
@@ -169,7 +170,7 @@
 {{- $given := int (index .root.Values $key).terminationGracePeriodSeconds -}}
 {{- $bound := int (include "sightline.drainBound" .) -}}
 {{- if and $given (le $given $bound) -}}
-{{- list (printf "%s.terminationGracePeriodSeconds is %d: a stop may take up to %d s (preStopSeconds, and twice drainSeconds for each service of the pod), so it must be more, or 0 for just enough" $key $given $bound) | toJson -}}
+{{- list (printf "%s.terminationGracePeriodSeconds is %d: a stop may take up to %d s (preStopSeconds, server.lameDuckSeconds, and twice drainSeconds for each service of the pod), so it must be more, or 0 for just enough" $key $given $bound) | toJson -}}
 {{- else -}}
 []
 {{- end -}}

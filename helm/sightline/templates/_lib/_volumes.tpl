@@ -48,6 +48,7 @@
   mountPath: /etc/sightline-ca
   readOnly: true
 {{- end }}
+{{- include "sightline.tlsMounts" . }}
 {{- if include "sightline.modelVolume" . }}
 - name: models
   mountPath: /models
@@ -101,6 +102,7 @@
 {{- if include "sightline.caVolume" . }}
 {{ include "sightline.ca" .root }}
 {{- end }}
+{{- include "sightline.tlsVolumes" . }}
 {{- if include "sightline.modelVolume" . }}
 - name: models
   {{- with $values.classifier.modelSource }}
