@@ -213,9 +213,13 @@ fn as_intended(release: &Release) {
                 (&json!(false), &json!(false))
             );
             assert_eq!(spec["terminationGracePeriodSeconds"], 30);
-            assert_eq!(spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"], 5);
+            // Nothing before SIGTERM: the lame duck after it takes as long as endpoints take to go.
+            assert!(spec["containers"][0]["lifecycle"].is_null(), "{spec}");
             assert_eq!(spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"], true);
         }
+        let files = release.list("api/v1", "configmaps");
+        let own = files.iter().find(|map| map["metadata"]["name"] == format!("sightline-{service}").as_str());
+        assert!(own.unwrap()["data"]["sightline.toml"].as_str().unwrap().contains("lame_duck = \"5s\""));
         // Over every zone, as far as pods reach, and never on a GPU node.
         assert_eq!(nodes(&pods).len(), pods.len().min(3), "{service}: {:?}", nodes(&pods));
         assert!(!nodes(&pods).contains("gpu1"), "{service}");

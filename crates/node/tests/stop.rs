@@ -37,6 +37,8 @@ async fn a_process_of_several_roles_is_a_lame_duck_once_and_says_so_to_probes() 
     let admin = node.admin_address().unwrap();
     assert!(get(admin, "/servingz").await.starts_with("HTTP/1.1 200"));
 
+    // A stop is a lame duck's only once the server's task has begun, which takes a moment in a debug build.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let since = Instant::now();
     let stopping = tokio::spawn(node.stop());
     tokio::time::sleep(Duration::from_millis(200)).await;

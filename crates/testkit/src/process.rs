@@ -6,10 +6,11 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{models::Small, setup};
@@ -18,6 +19,7 @@ use crate::{models::Small, setup};
 pub struct Process {
     child: Child,
     addresses: HashMap<String, SocketAddr>,
+    log: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Process {
@@ -60,7 +62,7 @@ impl Process {
             command.args(["--set", &setting]);
         }
         let child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        let mut process = Self { child, addresses: HashMap::new() };
+        let mut process = Self { child, addresses: HashMap::new(), log: Arc::default() };
         // The banner: "ingest       http://127.0.0.1:7401  …", and as its last line "Ctrl-C stops everything".
         for line in BufReader::new(process.child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
@@ -91,19 +93,30 @@ impl Process {
         }
         command.args(["--set", "telemetry.log=info", "--set", "telemetry.log_format=json"]).args(arguments);
         let child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut process = Self { child, addresses: HashMap::new() };
+        let mut process = Self { child, addresses: HashMap::new(), log: Arc::default() };
         let mut log = BufReader::new(process.child.stderr.take().unwrap()).lines().map_while(Result::ok);
         while process.addresses.len() < roles.len() {
             let line = log.next().expect("the process did not come up");
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            let event: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
             if event["message"] == "serving" {
                 let [role, address] = ["role", "address"].map(|field| event[field].as_str().unwrap());
                 process.addresses.insert(role.to_owned(), address.parse().unwrap());
             }
         }
-        // What it says from now on is only for people.
-        std::thread::spawn(move || log.for_each(|line| eprintln!("{line}")));
+        let kept = Arc::clone(&process.log);
+        std::thread::spawn(move || {
+            log.for_each(|line| {
+                eprintln!("{line}");
+                kept.lock().unwrap().extend(serde_json::from_str(&line));
+            });
+        });
         Some(process)
+    }
+
+    /// What a process of [`Process::serve`] has logged at a level since it served, such as "WARN".
+    pub fn logged(&self, level: &str) -> Vec<Value> {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|event| event["level"] == level).cloned().collect()
     }
 
     /// Where a role listens: "ingest", …, "metrics".
@@ -132,6 +145,11 @@ impl Process {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// SIGHUP: look at the certificates' files now.
+    pub fn hang_up(&self) {
+        signal("-HUP", self.id());
     }
 
     /// SIGTERM, without waiting.
