@@ -31,6 +31,7 @@ fn start(folder: &TempDir, replicas: Replicas, settings: &[&str]) -> Option<Clus
         ports: Ports::Free,
         watched: false,
         settings: ["ratelimiter.rules=dev"].iter().chain(settings).map(ToString::to_string).collect(),
+        reach: vec![],
     };
     block_in_place(|| there(Cluster::start(&plan, &mut |_| {})))
 }

@@ -59,6 +59,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         ports: Ports::Usual,
         watched: true,
         settings: vec!["ratelimiter.rules=dev".into()],
+        reach: vec![],
     };
     plan.clear()?;
     ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("Ctrl-C cannot be caught")?;

@@ -8,7 +8,7 @@ use indicatif::MultiProgress;
 use crate::{cache, cargo, go};
 
 /// Programs and the Debian packages they come from.
-const DEBIAN: [(&str, &str); 11] = [
+const DEBIAN: [(&str, &str); 12] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("postgres", "postgresql"),
@@ -19,6 +19,8 @@ const DEBIAN: [(&str, &str); 11] = [
     // The control plane's keys; and what runs the image's files without an engine (docker/try.sh).
     ("openssl", "openssl"),
     ("ip", "iproute2"),
+    // Drops packets in the namespaces of the chaos tests.
+    ("nft", "nftables"),
     ("unshare", "util-linux"),
     ("strip", "binutils"),
 ];

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -25,12 +25,20 @@ pub struct Answer {
 /// # Errors
 /// When there is no answer, or none that is HTTP.
 pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<Answer> {
-    let what = || io(format!("{method} http://127.0.0.1:{port}{path}"));
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(what())?;
+    request_at((Ipv4Addr::LOCALHOST, port).into(), method, path, body)
+}
+
+/// The same to another address of this machine.
+///
+/// # Errors
+/// When there is no answer, or none that is HTTP.
+pub fn request_at(address: SocketAddr, method: &str, path: &str, body: &str) -> Result<Answer> {
+    let what = || io(format!("{method} http://{address}{path}"));
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(what())?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(what())?;
     // Version 1.0: the answer ends with the connection and is never chunked.
     let head = format!(
-        "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all((head + body).as_bytes()).map_err(what())?;
@@ -49,5 +57,10 @@ pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<Answer
 
 /// Whether a GET is answered with 200.
 pub(crate) fn is_ok(port: u16, path: &str) -> bool {
-    request(port, "GET", path, "").is_ok_and(|answer| answer.status == 200)
+    is_ok_at((Ipv4Addr::LOCALHOST, port).into(), path)
+}
+
+/// The same of another address.
+pub(crate) fn is_ok_at(address: SocketAddr, path: &str) -> bool {
+    request_at(address, "GET", path, "").is_ok_and(|answer| answer.status == 200)
 }

@@ -2,7 +2,8 @@
 //!
 //! What the tests, the benchmarks and `cargo xtask cluster` share. Each server listens on a free port of 127.0.0.1,
 //! keeps its files and its log in a folder of its own, is ready when `start` returns, and dies with the process that
-//! started it, however that one ends. Faults are real: SIGKILL, SIGSTOP, SIGTERM by process id.
+//! started it, however that one ends. Faults are real: SIGKILL, SIGSTOP, SIGTERM by process id, and networks cut by
+//! namespace ([`Namespace`]).
 //!
 //! Everything here blocks; call it from a thread that may, such as a test's own or `spawn_blocking`.
 
@@ -11,6 +12,7 @@ mod home;
 mod http;
 mod jaeger;
 mod kubernetes;
+mod namespace;
 mod pgbouncer;
 mod postgres;
 mod process;
@@ -21,12 +23,13 @@ mod tools;
 mod toxiproxy;
 
 pub use home::Home;
-pub use http::{Answer, request};
+pub use http::{Answer, request, request_at};
 pub use jaeger::Jaeger;
 pub use kubernetes::Kubernetes;
+pub use namespace::Namespace;
 pub use pgbouncer::PgBouncer;
 pub use postgres::Postgres;
-pub use process::{Server, Spec, free_port, is_root};
+pub use process::{Server, Spec, free_port, is_root, lasting_port};
 pub use prometheus::Prometheus;
 pub use redis::{Redis, RedisCluster};
 pub use there::there;

@@ -19,7 +19,7 @@ pub fn use_tools(folder: PathBuf) {
 static TOOLS: OnceLock<PathBuf> = OnceLock::new();
 
 /// Programs, and how to get each.
-const REMEDIES: [(&str, &str); 17] = [
+const REMEDIES: [(&str, &str); 18] = [
     ("redis-server", "apt-get install redis-server"),
     ("redis-cli", "apt-get install redis-tools"),
     ("postgres", "apt-get install postgresql"),
@@ -35,6 +35,7 @@ const REMEDIES: [(&str, &str); 17] = [
     ("unshare", "apt-get install util-linux"),
     ("openssl", "apt-get install openssl"),
     ("ip", "apt-get install iproute2"),
+    ("nft", "apt-get install nftables"),
     ("strip", "apt-get install binutils"),
     ("toxiproxy-server", "cargo xtask tools builds it"),
 ];

@@ -1,6 +1,9 @@
 //! toxiproxy: a TCP proxy that delays and breaks what passes through.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use crate::{Error, Home, Result, Server, Spec, free_port, http, tools::find};
 
@@ -37,10 +40,18 @@ impl Toxiproxy {
     /// # Errors
     /// [`Error`].
     pub fn proxy(&self, upstream: u16) -> Result<Proxy> {
+        self.proxy_on(Ipv4Addr::LOCALHOST.into(), upstream)
+    }
+
+    /// The same, listening on another address of this machine.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn proxy_on(&self, address: IpAddr, upstream: u16) -> Result<Proxy> {
         let port = free_port();
         let name = format!("to-{upstream}-{port}");
         let body = format!(
-            r#"{{"name":"{name}","listen":"127.0.0.1:{port}","upstream":"127.0.0.1:{upstream}","enabled":true}}"#
+            r#"{{"name":"{name}","listen":"{address}:{port}","upstream":"127.0.0.1:{upstream}","enabled":true}}"#
         );
         expect(self.api, "POST", "/proxies", &body)?;
         Ok(Proxy { api: self.api, name, port })
