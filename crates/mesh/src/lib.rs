@@ -20,6 +20,7 @@
 //! Both
 //! - [`RpcError`]: a canonical code, a stable reason and a message that names the field or limit (promise P8).
 //! - [`Deadline`]: how long the caller still waits, carried from hop to hop (promise P4).
+//! - [`WaitEstimate`]: how long a line is in time, so that who cannot be served in time hears so at once.
 //! - [`auth`]: JWT verification, and the claims a service may trust.
 //! - [`identity`]: TLS: certificates that reload, and peers known by their SPIFFE ids.
 //!
@@ -41,9 +42,11 @@ pub mod io;
 mod observe;
 pub mod server;
 pub mod stream;
+mod wait;
 
 pub use deadline::Deadline;
 // For the macros.
 pub use error::{DOMAIN, RpcError, reason};
 #[doc(hidden)]
 pub use tonic;
+pub use wait::WaitEstimate;

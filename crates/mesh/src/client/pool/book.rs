@@ -4,12 +4,15 @@
 //! A credit that is free goes to whoever has waited longest, on whatever endpoint it is: what is answered soonest draws the
 //! next message, so a full service is balanced by its own pace.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::{sync::oneshot, time::Instant};
 
 use super::super::EndpointId;
-use crate::RpcError;
+use crate::{RpcError, WaitEstimate};
 
 /// The most messages that one stream may have unanswered, whatever the server grants: what its outbound buffer holds.
 pub(super) const MAX_CREDITS: usize = 256;
@@ -107,13 +110,16 @@ pub(super) struct Book<A, H: Handle> {
     /// that they fall idle when there is less to do.
     spread: usize,
     max_waiting: usize,
+    /// How fast credits come to those who wait.
+    wait: WaitEstimate,
     next: u64,
 }
 
 impl<A, H: Handle> Book<A, H> {
     pub(super) fn new(spread: usize, max_waiting: usize) -> Self {
         let (lines, waiting, granted) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { lines, waiting, granted, spread: spread.max(1), max_waiting, next: 0 }
+        let wait = WaitEstimate::default();
+        Self { lines, waiting, granted, spread: spread.max(1), max_waiting, wait, next: 0 }
     }
 
     /// A stream was opened.
@@ -173,14 +179,17 @@ impl<A, H: Handle> Book<A, H> {
     }
 
     /// Waits for a credit of any endpoint, those in `avoid` only if no other has a stream. `wake` is told when there is
-    /// one to [`Book::claim`], which may be at once. `None` when too many wait.
+    /// one to [`Book::claim`], which may be at once. `None` when too many wait, or so many that it would take longer than
+    /// `patience`.
     pub(super) fn queue(
         &mut self,
         avoid: Vec<EndpointId>,
         wake: oneshot::Sender<()>,
+        patience: Duration,
         now: Instant,
     ) -> Option<Ticket> {
-        if self.waiting.len() + self.granted.len() >= self.max_waiting {
+        let full = self.waiting.len() + self.granted.len() >= self.max_waiting;
+        if full || self.wait.behind(self.waiting.len()) > patience {
             return None;
         }
         self.next += 1;
@@ -234,9 +243,10 @@ impl<A, H: Handle> Book<A, H> {
             let Some(seated) = self.take_on(id, now, H::sit) else { return };
             self.granted.insert(ticket, seated);
             let Some(waiter) = self.waiting.remove(&ticket) else { return };
-            if waiter.wake.send(()).is_err() {
+            match waiter.wake.send(()) {
+                Ok(()) => self.wait.left(1, !self.waiting.is_empty(), now),
                 // Whoever it was is gone; the credit goes to the next.
-                self.undo(ticket);
+                Err(()) => self.undo(ticket),
             }
         }
     }

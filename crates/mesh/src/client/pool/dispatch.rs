@@ -135,7 +135,7 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
             if let Some(seated) = book.take(id, since, |_| cluster.begin(&choice, ready)) {
                 return Ok(seated);
             }
-            book.queue(self.tried.clone(), wake, since)
+            book.queue(self.tried.clone(), wake, self.patience(), since)
         };
         self.shared.press(id);
         let Some(ticket) = ticket else {
@@ -146,6 +146,13 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         let seated = line.wait(woken, self.pick(&self.tried), since).await?;
         self.shared.count_wait(since.elapsed());
         Ok(seated)
+    }
+
+    /// How long it may wait for a credit: half of its time is left for the answer. What a server has already worked on
+    /// is not given up for that.
+    fn patience(&self) -> Duration {
+        let left = self.ask.deadline.remaining();
+        if self.tried.is_empty() { left / 2 } else { left }
     }
 
     /// Puts the message on a stream. `false`: that has ended meanwhile.

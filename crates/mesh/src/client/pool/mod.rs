@@ -127,7 +127,7 @@ impl<L: Lane> StreamPool<L> {
     ///
     /// # Errors
     /// `DEADLINE_EXCEEDED`; `UNAVAILABLE` when no stream could be had, or the streams of all attempts broke;
-    /// `RESOURCE_EXHAUSTED` when too many wait for a credit; what a server that had no room said.
+    /// `RESOURCE_EXHAUSTED` when so many wait for a credit that it would come too late; what a server that had no room said.
     pub async fn call(
         &self,
         ask: impl Into<Ask>,
@@ -236,8 +236,7 @@ impl<L: Lane> Shared<L> {
     }
 
     fn too_many_wait(&self) -> RpcError {
-        let (service, limit) = (self.cluster.service(), self.options.max_waiting);
-        let message = format!("{limit} messages wait for {service} already");
+        let message = format!("more messages wait for {} than it answers in time", self.cluster.service());
         RpcError::new(Code::ResourceExhausted, reason::CLIENT_OVERLOADED, message).retry_after(WAITING_PAUSE)
     }
 

@@ -21,7 +21,8 @@ pub struct PoolOptions {
     pub max_attempts: usize,
     /// How long a caller waits while no stream is open at all, deadline permitting: 2 s.
     pub patience: Duration,
-    /// Callers that may wait for a credit: 16,384. Past it they hear `RESOURCE_EXHAUSTED` at once.
+    /// Callers that may wait for a credit: 16,384. Past it they hear `RESOURCE_EXHAUSTED` at once, as do those whose turn
+    /// would come when more than half of their time is over.
     pub max_waiting: usize,
     /// When a message that is not answered is sent to another replica too.
     pub stall: StallOptions,

@@ -6,6 +6,9 @@ use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
 use super::*;
 
+/// Longer than any line here.
+const LONG: Duration = Duration::from_secs(60);
+
 /// A stream's endpoint as the tests set it.
 #[derive(Clone)]
 pub(in super::super) struct Fake {
@@ -69,7 +72,7 @@ fn take(book: &mut Book<u32, Fake>, fake: &Fake, now: Instant) -> Option<Grant<u
 
 fn wait(book: &mut Book<u32, Fake>, avoid: &[EndpointId]) -> (Ticket, oneshot::Receiver<()>) {
     let (wake, woken) = oneshot::channel();
-    (book.queue(avoid.to_vec(), wake, Instant::now()).unwrap(), woken)
+    (book.queue(avoid.to_vec(), wake, LONG, Instant::now()).unwrap(), woken)
 }
 
 #[test]
@@ -173,8 +176,28 @@ fn an_endpoint_on_trial_gets_one_message_at_a_time() {
 #[test]
 fn no_more_than_a_bound_may_wait() {
     let (mut book, now) = (Book::<u32, Fake>::new(1, 2), Instant::now());
-    let mut queue = || book.queue(Vec::new(), oneshot::channel().0, now);
+    let mut queue = || book.queue(Vec::new(), oneshot::channel().0, LONG, now);
     assert!(queue().is_some() && queue().is_some() && queue().is_none());
+}
+
+#[test]
+fn who_would_wait_for_too_long_is_told_at_once() {
+    let (mut book, fake, mut now) = (book(), Fake::new(), Instant::now());
+    let line = book.open(fake.clone(), 1, now);
+    let mut waiting: Vec<_> = (0..8).map(|_| wait(&mut book, &[])).collect();
+    // A credit comes back every 100 ms.
+    for _ in 0..4 {
+        let (ticket, _woken) = waiting.remove(0);
+        let (_seat, grant) = book.claim(ticket).unwrap();
+        now += Duration::from_millis(100);
+        drop(book.answered(line, grant.id, now));
+    }
+    // The fifth has its credit; three are before whoever comes.
+    let mut queue =
+        |patience| book.queue(Vec::new(), oneshot::channel().0, Duration::from_millis(patience), now);
+    assert!(queue(290).is_none());
+    assert!(queue(310).is_some());
+    assert!(queue(310).is_none());
 }
 
 #[test]
@@ -219,7 +242,7 @@ fn no_credit_is_lost_or_made_up_whatever_happens() {
                 2 => {
                     let avoid = if rng.random_bool(0.5) { vec![fake.id()] } else { Vec::new() };
                     let (wake, woken) = oneshot::channel();
-                    waiting.extend(book.queue(avoid, wake, now).map(|ticket| (ticket, woken)));
+                    waiting.extend(book.queue(avoid, wake, LONG, now).map(|ticket| (ticket, woken)));
                 }
                 3 if !waiting.is_empty() => {
                     let at = rng.random_range(0..waiting.len());
