@@ -57,6 +57,14 @@ pub enum ClassifierError {
         /// `classifier.queue_capacity`.
         capacity: usize,
     },
+    /// The queue is so long that the caller's time would be over.
+    #[error("the queue of {model} is about {} ms long, too long for the time that was given", wait.as_millis())]
+    QueueLong {
+        /// "name@version".
+        model: String,
+        /// How long the tensor would have waited.
+        wait: Duration,
+    },
     /// The caller's time ran out before an executor was free.
     #[error("the deadline passed while waiting for an executor")]
     Expired,
@@ -86,7 +94,9 @@ impl From<ClassifierError> for RpcError {
             ClassifierError::PixelRange => (Code::InvalidArgument, "PIXEL_OUT_OF_RANGE"),
             ClassifierError::IdReused(_) => (Code::InvalidArgument, "TENSOR_ID_REUSED"),
             ClassifierError::EmptyMessage => (Code::InvalidArgument, "MESSAGE_EMPTY"),
-            ClassifierError::QueueFull { .. } => (Code::ResourceExhausted, "QUEUE_FULL"),
+            ClassifierError::QueueFull { .. } | ClassifierError::QueueLong { .. } => {
+                (Code::ResourceExhausted, "QUEUE_FULL")
+            }
             ClassifierError::Expired => (Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED),
             ClassifierError::Cancelled => (Code::Cancelled, reason::CANCELLED),
             ClassifierError::Draining => (Code::Unavailable, reason::DRAINING),
@@ -94,7 +104,9 @@ impl From<ClassifierError> for RpcError {
         };
         let rpc = RpcError::new(code, reason, error.to_string());
         match error {
-            ClassifierError::QueueFull { .. } => rpc.retry_after(RETRY_FULL_QUEUE),
+            ClassifierError::QueueFull { .. } | ClassifierError::QueueLong { .. } => {
+                rpc.retry_after(RETRY_FULL_QUEUE)
+            }
             _ => rpc,
         }
     }

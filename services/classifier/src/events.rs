@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// Says what each metric is, for whoever looks at `/metrics`.
 pub(crate) fn describe() {
     use metrics::{describe_counter, describe_gauge, describe_histogram};
@@ -11,6 +13,30 @@ pub(crate) fn describe() {
     describe_histogram!("classifier_queue_wait_seconds", "From a tensor's arrival to its run");
     describe_counter!("classifier_errors_total", "Tensors answered with an error, by its reason");
     describe_gauge!("classifier_queue_depth", "Tensors that wait for an executor");
+    describe_histogram!(
+        "classifier_seal_slack_seconds",
+        "What was left of a tensor's time when its batch was sealed"
+    );
+    describe_counter!(
+        LATE,
+        "Tensors in a batch that was sealed after their deadline: a defect, if it is not 0"
+    );
+    // It is there to be looked at before anything goes wrong.
+    metrics::counter!(LATE).absolute(0);
+}
+
+/// What must stay 0: see [`sealed`].
+const LATE: &str = "classifier_sealed_late_total";
+
+/// A batch was sealed, with tensors of these deadlines. That none of them had passed is what `Queue::take` is for; this
+/// looks again and by itself, so that it would show.
+pub(crate) fn sealed(deadlines: impl Iterator<Item = Instant>, at: Instant) {
+    for deadline in deadlines {
+        metrics::histogram!("classifier_seal_slack_seconds").record(deadline.saturating_duration_since(at));
+        if deadline <= at {
+            metrics::counter!(LATE).increment(1);
+        }
+    }
 }
 
 /// A batch was run: R10's `ml_inference_duration` and `ml_batch_size`.

@@ -190,7 +190,7 @@ impl Worker {
         let size = batch.len();
         warn!(model = self.plan.name, size, "a batch failed and is run again one by one: {problem}");
         for entry in batch {
-            match entry.futile() {
+            match entry.futile(tokio::time::Instant::now()) {
                 Some(why) => (entry.reply)(Err(why)),
                 None => self.classify(vec![entry]),
             }

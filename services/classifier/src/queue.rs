@@ -10,7 +10,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use sightline_mesh::Deadline;
+use sightline_mesh::{Deadline, WaitEstimate};
+use tokio::time::Instant as Moment;
 
 use crate::{error::ClassifierError, events, traces::Traced};
 
@@ -47,11 +48,11 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Why this entry is not worth running any more.
-    pub(crate) fn futile(&self) -> Option<ClassifierError> {
+    /// Why this entry is not worth running at `moment`.
+    pub(crate) fn futile(&self, moment: Moment) -> Option<ClassifierError> {
         if self.cancelled.load(Ordering::Relaxed) {
             Some(ClassifierError::Cancelled)
-        } else if self.deadline.passed() {
+        } else if self.deadline.instant() <= moment {
             Some(ClassifierError::Expired)
         } else {
             None
@@ -65,6 +66,7 @@ struct State {
     /// Executors that wait for work now.
     idle: usize,
     closed: bool,
+    wait: WaitEstimate,
 }
 
 /// First in, first out, with at most `capacity` entries.
@@ -89,8 +91,8 @@ impl Queue {
     /// Puts an entry at the end.
     ///
     /// # Errors
-    /// The entry comes back with [`ClassifierError::QueueFull`] or [`ClassifierError::Draining`]; its reply was not
-    /// called.
+    /// The entry comes back with [`ClassifierError::QueueFull`], [`ClassifierError::QueueLong`] when more than half of its
+    /// time would be over when its turn came, or [`ClassifierError::Draining`]; its reply was not called.
     #[allow(clippy::result_large_err)] // the entry comes back by value, and the caller answers it at once
     pub fn push(&self, entry: Entry) -> Result<(), (Entry, ClassifierError)> {
         let mut state = self.lock();
@@ -101,6 +103,10 @@ impl Queue {
             let full = ClassifierError::QueueFull { model: self.model.clone(), capacity: self.capacity };
             return Err((entry, full));
         }
+        let wait = state.wait.behind(state.waiting.len());
+        if wait > entry.deadline.remaining() / 2 {
+            return Err((entry, ClassifierError::QueueLong { model: self.model.clone(), wait }));
+        }
         state.waiting.push_back(entry);
         events::queue_depth(&self.model, state.waiting.len());
         drop(state);
@@ -108,34 +114,38 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for work and closes a batch of at most `max` entries: this executor's share of what waits, so that idle
-    /// executors beside it have work too. Futile entries are answered and left out. `None` when the queue was closed
-    /// and is empty.
+    /// Waits for work and seals a batch of at most `max` entries: this executor's share of what waits, so that idle
+    /// executors beside it have work too. Futile entries are answered and left out; one moment decides for all of
+    /// them, and how much time it left to those in the batch is counted. `None` when the queue was closed and is empty.
     pub fn take(&self, max: usize) -> Option<Vec<Entry>> {
         let mut batch = Vec::new();
         let mut futile = Vec::new();
         let mut state = self.lock();
-        loop {
+        let sealed = loop {
+            let sealed = Moment::now();
             let share = state.waiting.len().div_ceil(state.idle + 1).min(max);
             while batch.len() < share {
                 let Some(mut entry) = state.waiting.pop_front() else { break };
                 entry.traced.dequeued();
                 events::dequeued(entry.since.elapsed());
-                match entry.futile() {
+                match entry.futile(sealed) {
                     Some(why) => futile.push((entry, why)),
                     None => batch.push(entry),
                 }
             }
             if !batch.is_empty() || !futile.is_empty() || state.closed {
-                break;
+                break sealed;
             }
             state.idle += 1;
             state = self.filled.wait(state).expect("no holder panics");
             state.idle -= 1;
-        }
+        };
         events::queue_depth(&self.model, state.waiting.len());
+        let others = !state.waiting.is_empty();
+        state.wait.left(batch.len() + futile.len(), others, sealed);
         let over = state.closed && state.waiting.is_empty();
         drop(state);
+        events::sealed(batch.iter().map(|entry| entry.deadline.instant()), sealed);
         for (entry, why) in futile {
             (entry.reply)(Err(why));
         }
@@ -183,6 +193,22 @@ mod tests {
         let (_, error) = queue.push(entry(LONG).0).err().unwrap();
         assert!(matches!(error, ClassifierError::QueueFull { capacity: 2, .. }));
         assert_eq!(queue.take(8).unwrap().len(), 2);
+        assert!(queue.push(entry(LONG).0).is_ok());
+    }
+
+    #[test]
+    fn an_entry_whose_turn_would_come_too_late_is_turned_away_and_an_empty_queue_takes_all() {
+        const SHORT: Duration = Duration::from_millis(50);
+        let (queue, now) = (Queue::new("m", 8), Moment::now());
+        queue.lock().wait.left(1, true, now - Duration::from_millis(10));
+        queue.lock().wait.left(1, false, now);
+        for _ in 0..3 {
+            assert!(queue.push(entry(SHORT).0).is_ok(), "ten milliseconds each");
+        }
+        let (_, error) = queue.push(entry(SHORT).0).err().unwrap();
+        assert!(
+            matches!(error, ClassifierError::QueueLong { wait, .. } if wait == Duration::from_millis(30))
+        );
         assert!(queue.push(entry(LONG).0).is_ok());
     }
 
