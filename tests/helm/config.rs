@@ -23,7 +23,10 @@ fn every_variable_of_a_pod_is_a_setting() {
 }
 
 /// Settings of every type, as values.yaml takes them.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 8] = [
+    r#"node.settings={"worker_threads":2}"#,
+    r#"mesh.settings={"balance":"round_robin","zone_stay_above":0.5}"#,
+    r#"discovery.settings={"dns_ceiling":"10s"}"#,
     r#"server.settings={"max_connection_age":"10m","max_calls":100}"#,
     r#"ingest.settings={"cors_origins":["https://a.example.com"],"max_pixels":33177600,"cache_ttl":"1m"}"#,
     r#"ratelimiter.settings={"max_keys":20000000}"#,

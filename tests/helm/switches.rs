@@ -237,6 +237,31 @@ fn a_changed_configuration_is_a_changed_pod() {
 }
 
 #[test]
+fn pods_that_watch_know_their_zone_and_every_section_has_settings() {
+    let Some(defaults) = objects("production", &[]) else { return };
+    let zone = |objects: &Objects| {
+        let env = objects.pod("ingest")["containers"][0]["env"].clone();
+        env.as_array().into_iter().flatten().find(|entry| entry["name"] == "SIGHTLINE_MESH_ZONE").cloned()
+    };
+    assert!(zone(&defaults).is_none());
+    let watching = objects("production", &[r#"discovery.kind="kubernetes""#]).unwrap();
+    let label = "metadata.labels['topology.kubernetes.io/zone']";
+    assert_eq!(zone(&watching).unwrap()["valueFrom"]["fieldRef"]["fieldPath"], label);
+    let set = [
+        r#"discovery.kind="kubernetes""#,
+        r#"discovery.settings={"kubernetes_patience":"9s"}"#,
+        r#"mesh.settings={"zone":"north"}"#,
+        r#"node.settings={"worker_threads":3}"#,
+    ];
+    let told = objects("production", &set).unwrap();
+    assert!(zone(&told).is_none(), "an empty label would take its place");
+    let config = told.config("ingest");
+    for line in ["kubernetes_patience = \"9s\"", "[mesh]\nzone = \"north\"", "worker_threads = 3"] {
+        assert!(config.contains(line), "{config}");
+    }
+}
+
+#[test]
 fn limits_of_ones_own_are_a_file() {
     let Some(objects) = objects("distributed", &[r#"ratelimiter.customRules="[[rule]]\nname = \"x\"""#])
     else {

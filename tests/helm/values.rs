@@ -140,7 +140,10 @@ fn the_schema_is_closed() {
 }
 
 /// Keys that templates write themselves.
-const OWN: [(&str, &[&str]); 7] = [
+const OWN: [(&str, &[&str]); 10] = [
+    ("node", &["data_dir", "insecure"]),
+    ("mesh", &[]),
+    ("discovery", &["kubernetes_domain"]),
     ("server", &["lame_duck"]),
     ("telemetry", &["log", "log_format", "admin_listen", "otlp_endpoint"]),
     ("ingest", &["listen", "classifier", "ratelimiter", "stats", "drain_timeout"]),

@@ -82,7 +82,8 @@ impl MeshConfig {
             max_endpoints: self.max_endpoints,
             ..MeshOptions::default()
         };
-        options.zone.own.clone_from(&self.zone);
+        // A pod whose cluster does not say its zone has it empty.
+        options.zone.own = self.zone.clone().filter(|zone| !zone.is_empty());
         options.zone.stay_above = self.zone_stay_above;
         options.transport.connect_timeout = self.connect_timeout.0;
         options.transport.keepalive_interval = self.keepalive_interval.0;

@@ -14,6 +14,7 @@
 [node]
 data_dir = "/var/lib/sightline"
 insecure = {{ if include "sightline.insecure" .root }}true{{ else }}false{{ end }}
+{{- include "sightline.settings" $values.node.settings }}
 
 [telemetry]
 log = {{ toJson $values.telemetry.log }}
@@ -37,10 +38,19 @@ issuer = {{ toJson . }}
 {{- end }}
 {{- end }}
 {{- end }}
-{{- if include "sightline.watches" . }}
+{{- $watches := include "sightline.watches" . }}
+{{- if or $watches $values.discovery.settings }}
 
 [discovery]
+{{- if $watches }}
 kubernetes_domain = {{ toJson $values.clusterDomain }}
+{{- end }}
+{{- include "sightline.settings" $values.discovery.settings }}
+{{- end }}
+{{- with $values.mesh.settings }}
+
+[mesh]
+{{- include "sightline.settings" . }}
 {{- end }}
 {{- include "sightline.tlsConfig" . }}
 
@@ -115,9 +125,16 @@ rules.toml: |
 {{- toJson $folders -}}
 {{- end -}}
 
-{{/* Secrets, by reference, under the names that the program reads. */}}
+{{/* What only the cluster knows, under the names that the program reads: Secrets, and the zone, which is empty where pods have no
+     label of it. */}}
 {{- define "sightline.env" -}}
 {{- $values := .root.Values -}}
+{{- if and (include "sightline.watches" .) (not (hasKey $values.mesh.settings "zone")) }}
+- name: SIGHTLINE_MESH_ZONE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.labels['topology.kubernetes.io/zone']
+{{- end }}
 {{- $secrets := list -}}
 {{- if has "ratelimiter" .roles }}
 {{- $secrets = append $secrets (dict "name" "SIGHTLINE_RATELIMITER_REDIS_URL" "from" $values.redis.ratelimiter) }}
