@@ -18,7 +18,7 @@ use sightline_mesh::{
     RpcError,
     client::{Answered, Cluster, ClusterOptions, Fixed, Lane, Message, PoolOptions, StreamPool, Transport},
     server::{Lifecycle, Server, bind},
-    stream::draining,
+    stream::{StreamDrain, draining},
 };
 use sightline_proto::{
     ratelimiter::{
@@ -48,7 +48,7 @@ pub(super) struct Script {
     pub(super) fails: AtomicBool,
     /// Breaks every stream instead of answering.
     pub(super) breaks: AtomicBool,
-    /// Says on every stream that it drains.
+    /// Says on every stream that it drains. So it does when the server stops, or the connection is to be replaced.
     pub(super) drain: Notify,
     /// Reads nothing after such a notice, and ends the stream when what it had read is answered.
     pub(super) leaves: AtomicBool,
@@ -73,13 +73,24 @@ impl Script {
         self.acted.lock().unwrap().len()
     }
 
-    async fn serve(self: Arc<Self>, mut inbound: Streaming<CheckStreamRequest>, send: Sender) {
+    async fn serve(
+        self: Arc<Self>,
+        mut inbound: Streaming<CheckStreamRequest>,
+        send: Sender,
+        connection: StreamDrain,
+    ) {
         self.opened.fetch_add(1, Ordering::SeqCst);
         self.open.fetch_add(1, Ordering::SeqCst);
         let _open = Closing(Arc::clone(&self));
         let unanswered = Arc::new(AtomicU32::new(0));
         let mut drains = false;
-        let drain = self.drain.notified();
+        let told = self.drain.notified();
+        let drain = async {
+            tokio::select! {
+                () = told => {}
+                () = connection.drained() => {}
+            }
+        };
         tokio::pin!(drain);
         loop {
             let message = tokio::select! {
@@ -113,24 +124,38 @@ impl Script {
         }
     }
 
+    fn delay(&self) -> Duration {
+        Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))
+    }
+
+    /// Acts on a message unless there is no room, and then breaks if it is told to.
+    fn act(&self, name: &str) -> Result<(), RpcError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(RpcError::new(Code::ResourceExhausted, "FULL", "no room"));
+        }
+        *self.acted.lock().unwrap().entry(name.to_owned()).or_default() += 1;
+        match self.breaks.load(Ordering::SeqCst) {
+            true => Err(RpcError::unavailable("broken in a test")),
+            false => Ok(()),
+        }
+    }
+
     async fn answer(&self, message: CheckStreamRequest, send: Sender, unanswered: &AtomicU32) {
         let name = message.check.unwrap().tenant;
-        if self.full.load(Ordering::SeqCst) {
-            unanswered.fetch_sub(1, Ordering::SeqCst);
-            let error = RpcError::new(Code::ResourceExhausted, "FULL", "no room");
-            return say(&send, message.id, Answer::Error(error.into())).await;
+        match self.act(&name) {
+            Ok(()) => {}
+            Err(refused) if refused.code == Code::ResourceExhausted => {
+                unanswered.fetch_sub(1, Ordering::SeqCst);
+                return say(&send, message.id, Answer::Error(refused.into())).await;
+            }
+            Err(broken) => return drop(send.send(Err(broken.into())).await),
         }
-        *self.acted.lock().unwrap().entry(name.clone()).or_default() += 1;
         if self.fails.load(Ordering::SeqCst) {
             unanswered.fetch_sub(1, Ordering::SeqCst);
             let error = RpcError::internal("broken in a test");
             return say(&send, message.id, Answer::Error(error.into())).await;
         }
-        if self.breaks.load(Ordering::SeqCst) {
-            send.send(Err(Status::unavailable("broken in a test"))).await.ok();
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst))).await;
+        tokio::time::sleep(self.delay()).await;
         unanswered.fetch_sub(1, Ordering::SeqCst);
         // The question's tenant, so that a mix-up shows.
         let response = CheckResponse { allowed: true, refused_by: name, ..CheckResponse::default() };
@@ -161,8 +186,11 @@ pub(super) struct Scripted(pub(super) Arc<Script>);
 impl RateLimiterService for Scripted {
     type CheckStreamStream = Pin<Box<dyn Stream<Item = Result<CheckStreamResponse, Status>> + Send>>;
 
-    async fn check(&self, _: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
-        Err(Status::unimplemented("only streams here"))
+    async fn check(&self, request: Request<CheckRequest>) -> Result<Response<CheckResponse>, Status> {
+        let name = request.into_inner().tenant;
+        self.0.act(&name)?;
+        tokio::time::sleep(self.0.delay()).await;
+        Ok(Response::new(CheckResponse { allowed: true, refused_by: name, ..CheckResponse::default() }))
     }
 
     async fn check_stream(
@@ -170,7 +198,8 @@ impl RateLimiterService for Scripted {
         request: Request<Streaming<CheckStreamRequest>>,
     ) -> Result<Response<Self::CheckStreamStream>, Status> {
         let (send, receive) = mpsc::channel(1024);
-        tokio::spawn(Arc::clone(&self.0).serve(request.into_inner(), send));
+        let drain = StreamDrain::new(Lifecycle::default(), request.extensions());
+        tokio::spawn(Arc::clone(&self.0).serve(request.into_inner(), send, drain));
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 }
