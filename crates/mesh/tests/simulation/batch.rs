@@ -25,6 +25,9 @@ pub const SEED: &str = "SIGHTLINE_SIM_SEED";
 /// The bug that is put into it.
 pub const PLANT: &str = "SIGHTLINE_SIM_PLANT";
 
+/// A long run says that it goes on after so many worlds.
+const SAY: u64 = 500;
+
 /// A number from the environment.
 pub fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -66,8 +69,8 @@ pub fn child(seed: u64, plant: Option<Plant>) -> World {
     World { seed, held: output.status.success(), said }
 }
 
-/// Runs worlds on all processors. What came of them together, and those that failed.
-pub fn run(seeds: Range<u64>) -> (Tally, Vec<World>) {
+/// Runs worlds on all processors. What came of them together, and the seeds of those that failed.
+pub fn run(seeds: Range<u64>) -> (Tally, Vec<u64>) {
     let (since, next) = (Instant::now(), AtomicU64::new(seeds.start));
     let result = Mutex::new((Tally::default(), Vec::new()));
     std::thread::scope(|scope| {
@@ -82,7 +85,11 @@ pub fn run(seeds: Range<u64>) -> (Tally, Vec<World>) {
                     let (tally, failed) = &mut *result.lock().unwrap();
                     tally.add(&world);
                     if !world.held {
-                        failed.push(world);
+                        eprintln!("{}", world.said);
+                        failed.push(seed);
+                    }
+                    if tally.worlds % SAY == 0 {
+                        eprintln!("{} worlds, {} failed, {:?}", tally.worlds, failed.len(), since.elapsed());
                     }
                 }
             });

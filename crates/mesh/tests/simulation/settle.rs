@@ -43,10 +43,15 @@ pub async fn watch_states(client: Client) {
 
 /// Looks at both pools' books at every step of the network.
 pub async fn watch_books(client: Client, granted: usize, step: Duration) {
+    let mut before = Vec::new();
     loop {
-        for pool in &client.pools {
-            look(&client.ledger, &pool.snapshot(), granted);
+        let pools = client.pools.each_ref().map(|pool| pool.snapshot());
+        for pool in &pools {
+            look(&client.ledger, pool, granted);
         }
+        let [first, _] = pools;
+        look_at_ejections(&client.ledger, &before, &first.cluster.endpoints);
+        before = first.cluster.endpoints;
         sleep(step).await;
     }
 }
@@ -58,10 +63,18 @@ fn look(ledger: &Ledger, pool: &PoolSnapshot, granted: usize) {
             ledger.broken(format_args!("more credits than were granted: {streams:?}"));
         }
     }
-    let ejected = |state| matches!(state, State::Ejected | State::HalfOpen);
-    let of = pool.cluster.endpoints.len();
-    let out = pool.cluster.endpoints.iter().filter(|endpoint| ejected(endpoint.state)).count();
-    if out > (of / 2).max(1) {
+}
+
+/// Where one was ejected since the last look, no more than half of all are out, or one. Discovery that forgets a healthy
+/// one makes the share of the others larger: that is no ejection.
+fn look_at_ejections(ledger: &Ledger, before: &[EndpointSnapshot], now: &[EndpointSnapshot]) {
+    let is_out = |endpoint: &EndpointSnapshot| endpoint.ejected_for_ms.is_some();
+    let same = before.len() == now.len();
+    let news = |(before, now): (&EndpointSnapshot, &EndpointSnapshot)| {
+        before.address == now.address && before.state == State::Ready && is_out(now)
+    };
+    let (of, out) = (now.len(), now.iter().filter(|endpoint| is_out(endpoint)).count());
+    if same && before.iter().zip(now).any(news) && out > (of / 2).max(1) {
         ledger.broken(format_args!("{out} of {of} replicas are ejected"));
     }
 }

@@ -32,10 +32,10 @@ pub fn alone(seed: u64) {
         eprintln!("{panic}\nrun it alone: {hint}");
         std::process::exit(1);
     }));
-    entropy::sow(seed);
     let (done, ended) = mpsc::sync_channel(1);
     // A thread of its own: its randomness begins anew, whatever ran before.
     let world = std::thread::Builder::new().stack_size(STACK).spawn(move || {
+        entropy::enter(seed);
         let broken = run(seed, plant);
         done.send(broken).unwrap();
     });
@@ -76,6 +76,7 @@ fn run(seed: u64, plant: Option<Plant>) -> Vec<String> {
     let mut over = false;
     loop {
         let at = sim.elapsed();
+        entropy::tick(at);
         while let Some((_, fault)) = faults.next_if(|(when, _)| *when <= at) {
             ledger.note(at, format_args!("{fault:?}"));
             fault.happen(&mut sim, &hosts);
