@@ -138,7 +138,7 @@ impl Tally {
             let of_kind = |what: &&String| what.starts_with(&format!("{kind:?} "));
             let all: u64 = self.counts.iter().filter(|(what, _)| of_kind(what)).map(|(_, count)| count).sum();
             let answered = count(&format!("{kind:?} answered"));
-            let least = if kind.may_repeat() { 80 } else { 60 };
+            let least = if kind.may_repeat() { 85 } else { 70 };
             assert!(answered * 100 >= all * least, "{kind:?}: only {answered} of {all} are answered");
         }
         if self.worlds >= 50 {
