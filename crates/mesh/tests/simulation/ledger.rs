@@ -3,7 +3,7 @@
 //! - A message is answered once, with its own answer, by a server that acted on it; or it fails, with a known reason. Both
 //!   by its deadline.
 //! - One that must not be repeated is acted on at most once; any other at most as often as it may be sent.
-//! - One that must not be repeated does not wait on a stream that broke.
+//! - One that must not be repeated, and was acted on, does not wait on a stream that broke.
 //! - Where one replica is never in trouble, what may be repeated and has time is answered.
 //! - No message is sent to an endpoint that is ejected, but in panic.
 
@@ -207,7 +207,8 @@ impl Ledger {
             }
             Err(_) => {}
         }
-        if kind == Kind::Once && broke.is_some_and(|broke| at > broke + NOTICED) {
+        // One that a server refused moves, and may wait for a credit elsewhere.
+        if kind == Kind::Once && acted > 0 && broke.is_some_and(|broke| at > broke + NOTICED) {
             broken.push("waited on a stream that broke".into());
         }
         for how in broken {
