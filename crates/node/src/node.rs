@@ -97,6 +97,7 @@ impl Node {
             tls: Arc::new(Tls::load(&config)?),
             dependencies: dependencies.clone(),
             server: config.server.clone(),
+            tree_attempts: config.mesh.tree_attempts,
         };
         let mut roles = roles.to_vec();
         roles.sort_unstable();

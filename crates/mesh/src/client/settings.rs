@@ -1,8 +1,8 @@
 //! The section `[mesh]`: how this process calls other services.
 
-use sightline_config::HumanDuration;
+use sightline_config::{ByteSize, HumanDuration};
 
-use super::{Balance, MeshOptions};
+use super::{Balance, CallOptions, MeshOptions, PoolOptions, RetryBudgetOptions};
 
 sightline_config::settings! {
     /// How this process calls other services: which replica takes the next call, and what happens when replicas fail.
@@ -35,8 +35,26 @@ sightline_config::settings! {
         pub max_in_flight: usize = 1024,
         /// Replicas of one service taken from discovery.
         pub max_endpoints: usize = 1024,
+        /// Calls and messages sent once more (retries, hedges) per call to a service. 0.08 keeps what they add to a total failure
+        /// below a tenth.
+        pub retry_share: f64 = 0.08,
+        /// The same per second, however few calls there are.
+        pub retries_per_second: f64 = 1.0,
+        /// The most that is saved up of both: what may be sent again at once when a replica dies.
+        pub retry_burst: f64 = 100.0,
+        /// Extra attempts that all services together may make for one call that comes from outside.
+        pub tree_attempts: u32 = 8,
+        /// Calls that may be tried per call that a service takes; past it some are failed here, unsent, while it sheds. 1 or more.
+        pub throttle_above: f64 = 2.0,
+        /// Requests kept for another attempt, over all calls to one service; what does not fit is sent once.
+        pub replay_bytes: ByteSize = ByteSize::mib(16),
     }
 }
+
+/// More than this many retries is no budget.
+const MAX_RETRIES: f64 = 100_000.0;
+/// From here on nothing is ever held back.
+const MAX_THROTTLE: f64 = 1_000.0;
 
 impl MeshConfig {
     /// Checks what types cannot.
@@ -48,6 +66,18 @@ impl MeshConfig {
             if !(0.0..=1.0).contains(&value) {
                 return Err(format!("`mesh.{key}` is a share, from 0 to 1"));
             }
+        }
+        for (key, value) in [
+            ("retry_share", self.retry_share),
+            ("retries_per_second", self.retries_per_second),
+            ("retry_burst", self.retry_burst),
+        ] {
+            if !(0.0..=MAX_RETRIES).contains(&value) {
+                return Err(format!("`mesh.{key}` must be a number from 0 (none) to {MAX_RETRIES}"));
+            }
+        }
+        if !(1.0..=MAX_THROTTLE).contains(&self.throttle_above) {
+            return Err(format!("`mesh.throttle_above` must be a number from 1 to {MAX_THROTTLE}"));
         }
         for (key, time) in [
             ("patience", self.patience),
@@ -69,6 +99,31 @@ impl MeshConfig {
         match numbers.iter().find(|(_, number)| *number == 0) {
             Some((key, _)) => Err(format!("`mesh.{key}` must be at least 1")),
             None => Ok(()),
+        }
+    }
+
+    /// How calls are made, with the defaults of what is no setting.
+    pub fn calls(&self) -> CallOptions {
+        let mut options = CallOptions {
+            budget: self.budget(),
+            tree_attempts: self.tree_attempts,
+            replay_bytes: self.replay_bytes.bytes(),
+            ..CallOptions::default()
+        };
+        options.throttle.k = self.throttle_above;
+        options
+    }
+
+    /// How messages on streams are sent, with the defaults of what is no setting.
+    pub fn pools(&self) -> PoolOptions {
+        PoolOptions { patience: self.patience.0, budget: self.budget(), ..PoolOptions::default() }
+    }
+
+    fn budget(&self) -> RetryBudgetOptions {
+        RetryBudgetOptions {
+            ratio: self.retry_share,
+            min_per_second: self.retries_per_second,
+            burst: self.retry_burst,
         }
     }
 
@@ -104,6 +159,8 @@ mod tests {
         let (config, options) = (MeshConfig::default(), MeshOptions::default());
         assert_eq!(config.validate(), Ok(()));
         assert_eq!(format!("{:?}", config.options()), format!("{options:?}"));
+        assert_eq!(format!("{:?}", config.calls()), format!("{:?}", CallOptions::default()));
+        assert_eq!(format!("{:?}", config.pools()), format!("{:?}", PoolOptions::default()));
     }
 
     #[test]
@@ -114,6 +171,9 @@ mod tests {
             (MeshConfig { zone_stay_above: f64::NAN, ..good.clone() }, "mesh.zone_stay_above"),
             (MeshConfig { patience: HumanDuration::from_secs(0), ..good.clone() }, "mesh.patience"),
             (MeshConfig { eject_after: 0, ..good.clone() }, "mesh.eject_after"),
+            (MeshConfig { retry_share: -0.1, ..good.clone() }, "mesh.retry_share"),
+            (MeshConfig { retry_burst: f64::INFINITY, ..good.clone() }, "mesh.retry_burst"),
+            (MeshConfig { throttle_above: 0.5, ..good.clone() }, "mesh.throttle_above"),
         ] {
             let said = config.validate().unwrap_err();
             assert!(said.contains(key), "{said}");

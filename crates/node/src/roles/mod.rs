@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) tls: Arc<Tls>,
     pub(crate) dependencies: Dependencies,
     pub(crate) server: ServerConfig,
+    /// Extra attempts of the calls made for one call, in all services together.
+    pub(crate) tree_attempts: u32,
 }
 
 impl Shared {
@@ -47,6 +49,7 @@ impl Shared {
         let options = Options {
             accept,
             config: self.server.clone(),
+            attempts: self.tree_attempts,
             descriptors: vec![sightline_proto::FILE_DESCRIPTOR_SET],
             dependencies: self.dependencies.clone(),
             ..Options::default()

@@ -259,7 +259,8 @@ pub mod ingest_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Classifies one frame and waits for its verdict.
+        /// Classifies one frame and waits for its verdict. A frame that brings its id may be sent again: it counts once in the
+        /// statistics, though twice against limits.
         pub async fn classify(
             &mut self,
             request: impl tonic::IntoRequest<super::ClassifyRequest>,
@@ -360,7 +361,8 @@ pub mod ingest_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with IngestServiceServer.
     #[async_trait]
     pub trait IngestService: std::marker::Send + std::marker::Sync + 'static {
-        /// Classifies one frame and waits for its verdict.
+        /// Classifies one frame and waits for its verdict. A frame that brings its id may be sent again: it counts once in the
+        /// statistics, though twice against limits.
         async fn classify(
             &self,
             request: tonic::Request<super::ClassifyRequest>,

@@ -218,7 +218,7 @@ pub mod rate_limiter_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Decides one check.
+        /// Decides one check, and charges it: sent again, it would be charged again.
         pub async fn check(
             &mut self,
             request: impl tonic::IntoRequest<super::CheckRequest>,
@@ -293,7 +293,7 @@ pub mod rate_limiter_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with RateLimiterServiceServer.
     #[async_trait]
     pub trait RateLimiterService: std::marker::Send + std::marker::Sync + 'static {
-        /// Decides one check.
+        /// Decides one check, and charges it: sent again, it would be charged again.
         async fn check(
             &self,
             request: tonic::Request<super::CheckRequest>,

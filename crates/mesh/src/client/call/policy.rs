@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use prost::Message;
+use prost_types::{FileDescriptorSet, method_options::IdempotencyLevel};
 use tonic::Code;
 
 /// A set of gRPC codes.
@@ -162,6 +164,37 @@ impl MethodPolicies {
         Ok(self)
     }
 
+    /// Every method of the services that `descriptors` describe, a serialized `FileDescriptorSet`: what a service's owner
+    /// says in its proto is the table. A method with `option idempotency_level = NO_SIDE_EFFECTS` or `IDEMPOTENT` may run
+    /// twice; of one without it nothing is known.
+    ///
+    /// # Errors
+    /// [`PolicyError`] for bytes that are no descriptors.
+    pub fn from_protos(descriptors: &[u8]) -> Result<Self, PolicyError> {
+        let set = FileDescriptorSet::decode(descriptors).map_err(|_| PolicyError {
+            path: String::new(),
+            problem: "these are no descriptors of protos",
+        })?;
+        let mut policies = Self::default();
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let level =
+                        method.options.as_ref().map_or_else(Default::default, |of| of.idempotency_level());
+                    let policy = match level {
+                        IdempotencyLevel::NoSideEffects | IdempotencyLevel::Idempotent => {
+                            MethodPolicy::idempotent()
+                        }
+                        IdempotencyLevel::IdempotencyUnknown => MethodPolicy::once(),
+                    };
+                    policies = policies.method(&path, policy)?;
+                }
+            }
+        }
+        Ok(policies)
+    }
+
     /// What holds for every method that the table lacks, a default timeout for instance. It stays unsafe to repeat
     /// whatever is said here: nobody has looked at the method.
     #[must_use]
@@ -214,6 +247,34 @@ mod tests {
         assert_eq!(policies.get("/a.B/Get").extra(), 2);
         let other = policies.get("/a.B/Put");
         assert!(!other.idempotent && other.max_attempts == 1 && other.hedge_after.is_none());
+    }
+
+    #[test]
+    fn protos_say_which_methods_may_run_twice() {
+        use prost_types::{
+            FileDescriptorProto, MethodDescriptorProto, MethodOptions, ServiceDescriptorProto,
+        };
+        let method = |name: &str, level: Option<IdempotencyLevel>| MethodDescriptorProto {
+            name: Some(name.into()),
+            options: level.map(|level| MethodOptions {
+                idempotency_level: Some(level.into()),
+                ..MethodOptions::default()
+            }),
+            ..MethodDescriptorProto::default()
+        };
+        let method = vec![
+            method("Get", Some(IdempotencyLevel::NoSideEffects)),
+            method("Put", Some(IdempotencyLevel::Idempotent)),
+            method("Buy", None),
+        ];
+        let service =
+            vec![ServiceDescriptorProto { name: Some("Shop".into()), method, ..Default::default() }];
+        let package = Some("shop.v1".into());
+        let file = vec![FileDescriptorProto { package, service, ..Default::default() }];
+        let policies = MethodPolicies::from_protos(&FileDescriptorSet { file }.encode_to_vec()).unwrap();
+        let extra = ["Get", "Put", "Buy"].map(|name| policies.get(&format!("/shop.v1.Shop/{name}")).extra());
+        assert_eq!((extra, policies.iter().count()), ([2, 2, 0], 3));
+        assert!(MethodPolicies::from_protos(b"\xffno").unwrap_err().to_string().contains("no descriptors"));
     }
 
     #[test]
