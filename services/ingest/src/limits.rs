@@ -87,8 +87,8 @@ impl Limiter {
     }
 
     /// Asks one of `replicas`, waiting `timeout` at most; `away` decides when there is no answer.
-    pub fn start(replicas: Cluster, timeout: HumanDuration, away: WhenAway) -> Self {
-        Self { pool: StreamPool::start(CheckLane, replicas, PoolOptions::default()), timeout, away }
+    pub fn start(replicas: Cluster, timeout: HumanDuration, away: WhenAway, options: PoolOptions) -> Self {
+        Self { pool: StreamPool::start(CheckLane, replicas, options), timeout, away }
     }
 
     /// Lets the frame pass, or says when to come again.
@@ -230,7 +230,7 @@ mod tests {
         let fixed = Fixed::from_uris("ratelimiter", uris).unwrap();
         let mesh = MeshOptions { balance, ..MeshOptions::default() };
         let replicas = Cluster::start(ClusterOptions::new("ratelimiter", fixed).mesh(mesh));
-        Limiter::start(replicas, HumanDuration::from_secs(20), WhenAway::Closed)
+        Limiter::start(replicas, HumanDuration::from_secs(20), WhenAway::Closed, PoolOptions::default())
     }
 
     async fn admit(limiter: &Limiter, user: &str) -> Result<(), IngestError> {

@@ -7,13 +7,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use sightline_mesh::{
-    Deadline, RpcError,
-    client::{Cluster, Outcome, Pick},
+    RpcError,
+    client::{Channel, MethodPolicies},
 };
 use sightline_proto::classifier::{
     InputSpec, ListModelsRequest, Model as Wire, classifier_service_client::ClassifierServiceClient,
 };
-use tonic::Code;
+use tonic::{Code, Request};
 use tracing::{info, warn};
 
 use crate::{error::IngestError, policy::Weights};
@@ -96,7 +96,7 @@ impl Directory {
     }
 
     /// Asks the classifiers for their models, for ever.
-    pub async fn keep_fresh(&self, classifier: &Cluster) {
+    pub async fn keep_fresh(&self, classifier: &Channel) {
         loop {
             let listed = list(classifier).await;
             let pause = if listed.is_ok() || !self.is_empty() { REFRESH } else { RETRY };
@@ -140,42 +140,59 @@ fn explain(error: &RpcError) -> String {
     format!("{} ({}){hint}", error.message, error.reason)
 }
 
-/// Asks one replica, and when it does not answer another, as often as there are replicas.
-async fn list(classifier: &Cluster) -> Result<Vec<Arc<Model>>, RpcError> {
-    let deadline = Deadline::after(TIMEOUT);
-    let mut tried = Vec::new();
-    loop {
-        let picked = classifier.pick(Pick { avoid: &tried, ..Pick::until(deadline) }).await?;
-        let id = picked.endpoint().id();
-        let Some(transport) = picked.transport() else { continue };
-        let mut client = ClassifierServiceClient::new(transport);
-        let call = client.list_models(classifier.request(ListModelsRequest {}));
-        let error = match deadline.bound("listing models", call).await {
-            Ok(Ok(response)) => {
-                picked.done(Outcome::Success);
-                let models = response.into_inner().models;
-                return Ok(models.into_iter().filter_map(Model::read).map(Arc::new).collect());
-            }
-            Ok(Err(status)) => RpcError::from_status(&status),
-            Err(error) => error,
-        };
-        picked.done(Outcome::Failure(error.code));
-        tried.push(id);
-        if tried.len() >= classifier.endpoints().borrow().len() || deadline.passed() {
-            return Err(error);
-        }
-    }
+/// What may be done with calls to the services behind ingest: what their protos say.
+pub(crate) fn policies() -> MethodPolicies {
+    MethodPolicies::from_protos(sightline_proto::FILE_DESCRIPTOR_SET)
+        .expect("our own descriptors can be read")
+}
+
+/// Asks one replica, and another when it does not answer.
+async fn list(classifier: &Channel) -> Result<Vec<Arc<Model>>, RpcError> {
+    let mut request = Request::new(ListModelsRequest {});
+    request.set_timeout(TIMEOUT);
+    let answer = ClassifierServiceClient::new(classifier.clone()).list_models(request).await;
+    let models = answer.map_err(|status| RpcError::from_status(&status))?.into_inner().models;
+    Ok(models.into_iter().filter_map(Model::read).map(Arc::new).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use sightline_mesh::{
-        client::{ClusterOptions, Fixed},
+        client::{CallOptions, Cluster, ClusterOptions, Fixed, Lane},
         server::{Lifecycle, Server, bind},
     };
     use tonic::service::Routes;
 
     use super::*;
+    use crate::{infer::InferLane, limits::CheckLane, record::RecordLane};
+
+    #[test]
+    fn what_may_run_twice_is_what_somebody_looked_at() {
+        let policies = policies();
+        let mut table: Vec<_> = policies
+            .iter()
+            .map(|(path, policy)| (path.rsplit('.').next().unwrap(), policy.idempotent))
+            .collect();
+        table.sort_unstable();
+        let wanted = [
+            ("ClassifierService/Infer", true),
+            ("ClassifierService/ListModels", true),
+            // A frame without an id of its caller's is another one each time.
+            ("IngestService/Classify", false),
+            ("IngestService/ClassifyBatch", false),
+            ("IngestService/ClassifyStream", false),
+            // A check is charged.
+            ("RateLimitService/ShouldRateLimit", false),
+            ("RateLimiterService/Check", false),
+            ("RateLimiterService/CheckStream", false),
+            ("StatsService/Query", true),
+            ("StatsService/Record", true),
+        ];
+        assert_eq!(table, wanted);
+        // The streams of messages go by the same table.
+        let repeatable = [InferLane.repeatable(), CheckLane.repeatable(), RecordLane.repeatable()];
+        assert_eq!(repeatable, [true, false, true]);
+    }
 
     #[tokio::test]
     async fn while_no_model_is_known_the_reason_is() {
@@ -193,7 +210,8 @@ mod tests {
         let directory = Directory::default();
         assert_eq!(directory.problem(), None);
         let fixed = Fixed::from_uris("classifier", &[uri]).unwrap();
-        let classifier = Cluster::start(ClusterOptions::new("classifier", fixed));
+        let cluster = Cluster::start(ClusterOptions::new("classifier", fixed));
+        let classifier = Channel::new(cluster, &policies(), CallOptions::default());
         let asking = directory.keep_fresh(&classifier);
         let noted = async {
             while directory.problem().is_none() {

@@ -7,7 +7,7 @@ use std::{
 
 use sightline_mesh::{
     Deadline, RpcError,
-    client::{Ask, Cluster, PoolOptions, PoolSnapshot, StreamPool},
+    client::{Ask, CallOptions, Channel, Cluster, PoolOptions, PoolSnapshot, StreamPool},
 };
 use sightline_proto::verdict::{Level, Score, Timings, Verdict, VerdictSource};
 use sightline_telemetry::{child_span, trace};
@@ -25,7 +25,7 @@ use crate::{
     frame::{Caller, Frame},
     infer::{InferLane, infer},
     limits::Limiter,
-    models::{Directory, Model},
+    models::{Directory, Model, policies},
     picture,
     policy::Policy,
     record::{RecordLane, Recorder},
@@ -43,6 +43,10 @@ pub struct Upstreams {
     pub ratelimiter: Cluster,
     /// Replicas of the statistics.
     pub stats: Cluster,
+    /// How calls to them are made that are no messages of a stream.
+    pub calls: CallOptions,
+    /// How messages to them are sent.
+    pub pools: PoolOptions,
     /// Verdicts that all replicas share, if they do.
     pub shared: Option<Shared>,
     /// Where events wait while the statistics are away; `None`: in memory only.
@@ -84,10 +88,11 @@ impl Pipeline {
     pub fn start(config: &IngestConfig, policy: &PolicyConfig, upstreams: Upstreams) -> Arc<Self> {
         events::describe();
         let users = Arc::new(ActiveUsers::default());
-        let options = PoolOptions::default();
+        let options = upstreams.pools;
         let models = Arc::new(Directory::default());
         let refresh = {
-            let (models, classifier) = (Arc::clone(&models), upstreams.classifier.clone());
+            let classifier = Channel::new(upstreams.classifier.clone(), &policies(), upstreams.calls);
+            let models = Arc::clone(&models);
             tokio::spawn(async move { models.keep_fresh(&classifier).await })
         };
         let classifier_options = PoolOptions { max_streams: config.classifier_streams, ..options };
@@ -99,6 +104,7 @@ impl Pipeline {
                 upstreams.ratelimiter,
                 config.ratelimiter_timeout,
                 config.ratelimiter_away,
+                options,
             ),
             models,
             cache: Cache::new(config.cache_entries, config.cache_ttl.0, upstreams.shared),

@@ -38,6 +38,8 @@ pub(crate) async fn start(
         ratelimiter: replicas("ratelimiter", without_limits)?,
         // Events wait for it.
         stats: replicas("stats", Without::GoesOn)?,
+        calls: config.mesh.calls(),
+        pools: config.mesh.pools(),
         shared: Verdicts::from_config(ingest, &shared.dependencies)?,
         spool: spool(config).await?,
     };

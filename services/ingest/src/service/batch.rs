@@ -85,7 +85,7 @@ fn answer(
 mod tests {
     use std::time::Duration;
 
-    use sightline_mesh::client::{Cluster, ClusterOptions, Fixed};
+    use sightline_mesh::client::{CallOptions, Cluster, ClusterOptions, Fixed, PoolOptions};
 
     use super::*;
     use crate::{IngestConfig, PolicyConfig, pipeline::Upstreams};
@@ -103,6 +103,8 @@ mod tests {
             classifier: nobody("classifier"),
             ratelimiter: nobody("ratelimiter"),
             stats: nobody("stats"),
+            calls: CallOptions::default(),
+            pools: PoolOptions::default(),
             shared: None,
             spool: None,
         };
