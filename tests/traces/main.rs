@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // a panic here is a failed test
 
+mod attempts;
 mod away;
 mod frame;
 mod health;
 mod metrics;
 mod support;
+mod trace;

@@ -11,8 +11,8 @@ use sightline_testkit::{eventually, frames};
 
 use crate::support::{Mesh, there};
 
-/// What requirement R10 and V7 ask for, as far as it exists; each on one of the processes.
-const WANTED: [&str; 22] = [
+/// What requirement R10 and V7 ask for, as far as it exists, and gRPC's own names (gRFC A66); each on one of the processes.
+const WANTED: [&str; 36] = [
     "sightline_build_info",
     "process_cpu_seconds_total",
     "process_resident_memory_bytes",
@@ -35,7 +35,25 @@ const WANTED: [&str; 22] = [
     "ratelimiter_check_duration_seconds_bucket",
     "stats_events_total",
     "stats_commit_duration_seconds_bucket",
+    "grpc_client_attempt_started_total",
+    "grpc_client_attempt_duration_seconds_bucket",
+    "grpc_client_attempt_sent_total_compressed_message_size_bytes_bucket",
+    "grpc_client_attempt_rcvd_total_compressed_message_size_bytes_bucket",
+    "grpc_client_call_duration_seconds_bucket",
+    "grpc_server_call_started_total",
+    "grpc_server_call_sent_total_compressed_message_size_bytes_bucket",
+    "grpc_server_call_rcvd_total_compressed_message_size_bytes_bucket",
+    "grpc_server_call_duration_seconds_bucket",
+    "mesh_endpoints",
+    "mesh_picks_total",
+    "mesh_streams_open",
+    "mesh_message_attempts_total",
+    "mesh_message_duration_seconds_bucket",
 ];
+
+/// The share of frames that failed, as docs/OBSERVABILITY.md writes R10's `error_rate`.
+const ERROR_RATE: &str =
+    "sum(rate(ingest_frames_total{result=\"error\"}[5m])) / sum(rate(ingest_frames_total[5m]))";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_scrapes_every_replica_and_promtool_accepts_what_it_reads() {
@@ -49,12 +67,12 @@ async fn prometheus_scrapes_every_replica_and_promtool_accepts_what_it_reads() {
 
     let targets: Vec<_> = mesh.members.iter().map(|member| member.admin.to_string()).collect();
     let Some(prometheus) = there(Prometheus::start(&[("sightline", targets.clone())])) else { return };
-    let up = || -> usize {
-        let answer = prometheus.get("/api/v1/query?query=up==1").unwrap();
+    let ask = |query: &str| -> Vec<Value> {
+        let answer = prometheus.get(&format!("/api/v1/query?query={query}")).unwrap();
         let answer: Value = serde_json::from_str(&answer.body).unwrap();
-        answer["data"]["result"].as_array().unwrap().len()
+        answer["data"]["result"].as_array().unwrap_or_else(|| panic!("{answer}")).clone()
     };
-    eventually!(up() == targets.len());
+    eventually!(ask("up==1").len() == targets.len());
 
     let pages: Vec<_> = mesh.members.iter().map(|member| member.page("/metrics")).collect();
     for page in &pages {
@@ -80,4 +98,44 @@ async fn prometheus_scrapes_every_replica_and_promtool_accepts_what_it_reads() {
     assert_eq!((ended("OK"), ended("INVALID_ARGUMENT")), (8.0, 1.0));
     assert_eq!(ingest.metric(&format!("rpc_duration_seconds_count{{{classify}}}")), 9.0);
     assert!(ingest.metric("active_connections{server=\"ingest\"}") <= 1.0, "each client has gone");
+    sizes(&mesh);
+
+    // One of the two fails while Prometheus looks.
+    eventually!({
+        mesh.classify(frames::mixed(1, 48), "").await.unwrap();
+        mesh.classify(b"no image".to_vec(), "").await.unwrap_err();
+        let rates = ask(&percent(ERROR_RATE));
+        rates.iter().any(|rate| rate["value"][1].as_str().unwrap().parse::<f64>().unwrap() > 0.1)
+    });
+}
+
+/// As bytes of messages, on both ends of calls.
+fn sizes(mesh: &Mesh) {
+    let of = |side: &str, what: &str, method: &str| {
+        let size = format!("grpc_{side}_{what}_total_compressed_message_size_bytes_sum");
+        mesh.members
+            .iter()
+            .map(|member| member.metric(&format!("{size}{{grpc_method=\"{method}\"")))
+            .sum::<f64>()
+    };
+    let classify = "sightline.ingest.v1.IngestService/Classify";
+    let images: usize = (0..8).map(|index| frames::mixed(index / 2, 48).len()).sum();
+    let read = of("server", "call_rcvd", classify);
+    // What is beside an image in its message is the user's name and a few tags.
+    assert!((images as f64..images as f64 + 9.0 * 64.0).contains(&read), "{read} for images of {images}");
+    assert!(of("server", "call_sent", classify) > 8.0 * 100.0, "verdicts");
+    let list = "sightline.classifier.v1.ClassifierService/ListModels";
+    let told = of("client", "attempt_rcvd", list);
+    assert!(told > 0.0);
+    assert_eq!(of("client", "attempt_sent", list), 0.0, "the question is empty");
+}
+
+/// As a query of a URL.
+fn percent(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        })
+        .collect()
 }

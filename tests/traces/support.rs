@@ -2,8 +2,9 @@
 
 use std::{collections::HashMap, env, fs, io::Write, net::SocketAddr, path::Path, sync::Arc};
 
+use serde_json::Value;
 use sightline_proto::ingest::{ClassifyRequest, Frame, ingest_service_client::IngestServiceClient};
-use sightline_servers::{Error, Home, Server, Spec, free_port, request};
+use sightline_servers::{Error, Home, Jaeger, Server, Spec, free_port, request};
 use sightline_testkit::{Process, models::Small};
 use tempfile::TempDir;
 use tonic::{Request, Status, transport::Channel};
@@ -58,17 +59,32 @@ pub struct Mesh {
     _folder: Arc<TempDir>,
 }
 
+/// A mesh whose traces go to a Jaeger: only those that a caller wants kept.
+pub fn watched(replicas: [usize; 3], settings: &[String]) -> Option<(Jaeger, Mesh)> {
+    let jaeger = there(Jaeger::start())?;
+    let mut all =
+        vec![format!("telemetry.otlp_endpoint={}", jaeger.endpoint()), "telemetry.otlp_sample=0".into()];
+    all.extend_from_slice(settings);
+    let mesh = Mesh::of(replicas, &all)?;
+    Some((jaeger, mesh))
+}
+
 /// Which roles run together: three processes.
 const PROCESSES: [&[&str]; 3] = [&["ratelimiter", "stats"], &["classifier"], &["ingest"]];
 
 impl Mesh {
     /// `replicas` of each process, or a visible skip.
     pub fn start(replicas: usize, settings: &[String]) -> Option<Self> {
+        Self::of([replicas; 3], settings)
+    }
+
+    /// So many of each of [`PROCESSES`].
+    pub fn of(replicas: [usize; 3], settings: &[String]) -> Option<Self> {
         let binary = Process::binary()?;
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let model = Small::default().write(folder.path());
         let mut mesh = Self { members: vec![], addresses: HashMap::new(), _folder: Arc::clone(&folder) };
-        for roles in PROCESSES {
+        for (roles, replicas) in PROCESSES.into_iter().zip(replicas) {
             let mut addresses: HashMap<&'static str, Vec<SocketAddr>> = HashMap::new();
             for replica in 0..replicas {
                 let name = format!("{}-{replica}", roles.join("-"));
@@ -98,6 +114,34 @@ impl Mesh {
     /// The first process whose name begins so.
     pub fn member(&mut self, name: &str) -> &mut Member {
         self.members.iter_mut().find(|member| member.name.starts_with(name)).unwrap()
+    }
+
+    /// Where one of a role's replicas is.
+    pub fn port(&self, role: &str, replica: usize) -> u16 {
+        self.addresses[role][replica].port()
+    }
+
+    /// How ingest sees a service that it calls.
+    fn seen(&self, service: &str) -> Value {
+        let page: Value = serde_json::from_str(&self.ingest().page("/mesh")).unwrap();
+        page.as_array().unwrap().iter().find(|one| one["service"] == service).unwrap().clone()
+    }
+
+    /// Messages that ingest has sent to a service and has no answer to.
+    pub fn unanswered(&self, service: &str) -> u64 {
+        let seen = self.seen(service);
+        seen["streams"].as_array().unwrap().iter().map(|one| one["unanswered"].as_u64().unwrap()).sum()
+    }
+
+    /// Replicas of a service that take messages.
+    pub fn ready(&self, service: &str) -> usize {
+        let seen = self.seen(service);
+        let (endpoints, streams) =
+            (seen["endpoints"].as_array().unwrap(), seen["streams"].as_array().unwrap());
+        let takes = |(endpoint, stream): &(&Value, &Value)| {
+            endpoint["state"] == "ready" && stream["open"].as_u64() > Some(0)
+        };
+        endpoints.iter().zip(streams).filter(takes).count()
     }
 
     /// Where a role is.

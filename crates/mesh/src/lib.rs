@@ -36,11 +36,13 @@ pub mod auth;
 pub mod client;
 mod deadline;
 mod error;
+mod follow;
 pub mod health;
 pub mod identity;
 pub mod io;
 mod observe;
 pub mod server;
+mod sizes;
 pub mod stream;
 mod wait;
 

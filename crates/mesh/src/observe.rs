@@ -5,8 +5,9 @@
 //! - `rpc_duration_seconds{method}`: unary calls, from their head to the end of the answer. Streams live as long as their
 //!   connection: their messages are timed by the services.
 //! - `requests_in_flight{server}`, `active_connections{server}`.
-//! - The names of gRFC A66, as OpenTelemetry writes them for Prometheus: `grpc_server_call_started_total{grpc_method}` and
-//!   `grpc_server_call_duration_seconds{grpc_method, grpc_status}`, streams included.
+//! - The names of gRFC A66, as OpenTelemetry writes them for Prometheus: `grpc_server_call_started_total{grpc_method}`, and
+//!   by `{grpc_method, grpc_status}` `grpc_server_call_duration_seconds` and
+//!   `grpc_server_call_{sent,rcvd}_total_compressed_message_size_bytes`, streams included.
 //!
 //! `method` is one that the server's descriptors name, or `other`; `code` one of gRPC's seventeen: whatever callers ask
 //! for, the number of series is bounded.
@@ -14,15 +15,18 @@
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http::HeaderMap;
 use metrics::{
-    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, histogram,
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram,
 };
 use prost::Message;
 use prost_types::FileDescriptorSet;
@@ -31,7 +35,14 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
-use crate::RpcError;
+use crate::{
+    RpcError,
+    follow::{Followed, Hear, Tally},
+    sizes::MessageSizes,
+};
+
+const SENT: &str = "grpc_server_call_sent_total_compressed_message_size_bytes";
+const RECEIVED: &str = "grpc_server_call_rcvd_total_compressed_message_size_bytes";
 
 /// The names of gRPC's codes by their number.
 pub(crate) const CODES: [&str; 17] = [
@@ -66,8 +77,16 @@ struct Method {
     duration: Option<Histogram>,
     /// Whether the client sends, and the server answers, many messages.
     streams: (bool, bool),
-    codes: [OnceLock<(Counter, Histogram)>; CODES.len()],
+    codes: [OnceLock<Ended>; CODES.len()],
     started: Counter,
+}
+
+/// What calls of one method that ended with one code are counted in.
+struct Ended {
+    count: Counter,
+    duration: Histogram,
+    sent: Histogram,
+    received: Histogram,
 }
 
 impl Method {
@@ -84,18 +103,20 @@ impl Method {
         Self { full, service, name, span, duration, streams, codes: Default::default(), started }
     }
 
-    fn count(&self, code: Code, took: Duration) {
+    fn ended(&self, code: Code) -> &Ended {
         let name = CODES[code as usize];
-        let (ended, durations) = self.codes[code as usize].get_or_init(|| {
-            let ended = counter!("request_count_total", "method" => self.full.clone(), "code" => name);
+        self.codes[code as usize].get_or_init(|| {
             let labels = [("grpc_method", self.full.clone()), ("grpc_status", name.to_owned())];
-            (ended, histogram!("grpc_server_call_duration_seconds", &labels))
-        });
-        ended.increment(1);
-        durations.record(took);
+            Ended {
+                count: counter!("request_count_total", "method" => self.full.clone(), "code" => name),
+                duration: histogram!("grpc_server_call_duration_seconds", &labels),
+                sent: histogram!(SENT, &labels),
+                received: histogram!(RECEIVED, &labels),
+            }
+        })
     }
 
-    fn span(&self, headers: &http::HeaderMap) -> Span {
+    fn span(&self, headers: &HeaderMap) -> Span {
         let Some(span) = &self.span else { return Span::none() };
         let parent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         sightline_telemetry::root_span!(
@@ -155,6 +176,16 @@ impl Calls {
         describe_histogram!(
             "grpc_server_call_duration_seconds",
             "Calls from their head to the end of the answer, streams included, by method and code (gRFC A66)"
+        );
+        describe_histogram!(
+            SENT,
+            Unit::Bytes,
+            "Messages sent in one call, as on the wire, by method and code (gRFC A66)"
+        );
+        describe_histogram!(
+            RECEIVED,
+            Unit::Bytes,
+            "Messages received in one call, as on the wire, by method and code (gRFC A66)"
         );
         let mut methods = HashMap::new();
         for set in descriptors.iter().filter_map(|bytes| FileDescriptorSet::decode(*bytes).ok()) {
@@ -238,11 +269,14 @@ where
         let method = self.calls.methods.get(request.uri().path()).unwrap_or(&self.calls.other);
         method.started.increment(1);
         let span = method.span(request.headers());
+        let (request, received) = Tally::of(request);
         let call = Call {
             method: Arc::clone(method),
             since: Instant::now(),
             status: None,
             span: span.clone(),
+            sent: MessageSizes::default(),
+            received,
             _in_flight: Counted::new(&self.calls.in_flight),
         };
         let answer = self.inner.call(request).instrument(span);
@@ -256,73 +290,50 @@ struct Call {
     since: Instant,
     status: Option<(Code, String)>,
     span: Span,
+    sent: MessageSizes,
+    received: Arc<AtomicU64>,
     _in_flight: Counted,
 }
 
 impl Call {
     /// The status is in the head of an answer without messages, and behind the messages of any other.
     fn follow(mut self, response: http::Response<Body>) -> http::Response<Body> {
-        if self.read(response.headers()) {
+        if response.headers().contains_key("grpc-status") {
+            self.trailers(response.headers());
             return response;
         }
-        response.map(|body| Body::new(Followed { body, call: Some(self) }))
+        response.map(|body| Followed::body(body, self))
+    }
+}
+
+impl Hear for Call {
+    fn data(&mut self, piece: &Bytes) {
+        self.sent.add(piece);
     }
 
-    fn read(&mut self, headers: &http::HeaderMap) -> bool {
-        let Some(status) = headers.get("grpc-status") else { return false };
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        let Some(status) = trailers.get("grpc-status") else { return };
         let code = Code::from_bytes(status.as_bytes());
         // The details are read only for those who look.
-        let status = Some(headers).filter(|_| code != Code::Ok && !self.span.is_disabled());
+        let status = Some(trailers).filter(|_| code != Code::Ok && !self.span.is_disabled());
         let reason =
             status.and_then(Status::from_header_map).map(|status| RpcError::from_status(&status).reason);
         self.status = Some((code, reason.unwrap_or_default()));
-        true
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
         let (code, reason) = self.status.take().unwrap_or((Code::Cancelled, "CANCELLED".into()));
-        let took = self.since.elapsed();
-        self.method.count(code, took);
+        let (took, counted) = (self.since.elapsed(), self.method.ended(code));
+        counted.count.increment(1);
+        counted.duration.record(took);
+        counted.sent.record(self.sent.total() as f64);
+        counted.received.record(self.received.load(Ordering::Relaxed) as f64);
         if let Some(duration) = &self.method.duration {
             duration.record(took);
         }
         ended(&self.span, code as i32, &reason);
-    }
-}
-
-/// An answer whose end is waited for.
-struct Followed {
-    body: Body,
-    call: Option<Call>,
-}
-
-impl http_body::Body for Followed {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(trailers) = frame.trailers_ref()
-            && let Some(call) = &mut self.call
-        {
-            call.read(trailers);
-            self.call = None;
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

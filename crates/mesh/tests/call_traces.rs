@@ -112,6 +112,15 @@ async fn a_call_is_a_span_with_its_attempts_beneath_and_counted_by_grpcs_names()
     numbers(&rendered);
 }
 
+/// What tells attempts apart.
+const FACTS: [&str; 5] = [
+    "previous-rpc-attempts",
+    "transparent-retry",
+    "mesh.attempt.hedged",
+    "rpc.grpc.status_code",
+    "mesh.attempt.outcome",
+];
+
 fn spans(spans: &[Span], told: &[String]) {
     let root = spans.iter().find(|span| span.name == "test.root").unwrap();
     let call = spans.iter().find(|span| span.parent_span_id == root.span_id).unwrap();
@@ -128,14 +137,18 @@ fn spans(spans: &[Span], told: &[String]) {
     }
     let mut attempts: Vec<&Span> = spans.iter().filter(|span| span.parent_span_id == call.span_id).collect();
     attempts.sort_by_key(|span| span.start_time_unix_nano);
-    let facts: Vec<_> = attempts
-        .iter()
-        .map(|span| ["rpc.attempt", "rpc.hedged", "rpc.grpc.status_code"].map(|key| attribute(span, key)))
-        .collect();
-    assert_eq!(facts, [["0", "false", "14"], ["1", "false", "1"], ["2", "true", "0"]], "{facts:?}");
+    let facts: Vec<_> = attempts.iter().map(|span| FACTS.map(|key| attribute(span, key))).collect();
+    let expected = [
+        ["0", "false", "false", "14", "None"],
+        ["1", "false", "false", "1", "None"],
+        ["2", "false", "true", "0", "won"],
+    ];
+    assert_eq!(facts, expected, "{facts:?}");
     for (span, told) in attempts.iter().zip(told) {
         assert_eq!(*told, format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.span_id)));
-        assert!(["a:1", "b:1"].contains(&attribute(span, "server.address").as_str()));
+        assert!(["a", "b"].contains(&attribute(span, "server.address").as_str()));
+        let rest = ["server.port", "rpc.service", "rpc.method"].map(|key| attribute(span, key));
+        assert_eq!(rest, ["1", "test.Echo", "Safe"]);
         assert_eq!(span.trace_id, root.trace_id);
     }
 }
@@ -143,18 +156,22 @@ fn spans(spans: &[Span], told: &[String]) {
 fn numbers(rendered: &str) {
     let of = r#"{grpc_method="test.Echo/Safe",grpc_target="echo""#;
     for line in [
-        format!("grpc_client_attempt_started{of}}} 3"),
-        format!("grpc_client_attempt_duration_count{of},grpc_status=\"UNAVAILABLE\"}} 1"),
-        format!("grpc_client_attempt_duration_count{of},grpc_status=\"CANCELLED\"}} 1"),
-        format!("grpc_client_attempt_duration_count{of},grpc_status=\"OK\"}} 1"),
-        format!("grpc_client_call_duration_count{of},grpc_status=\"OK\"}} 1"),
+        format!("grpc_client_attempt_started_total{of}}} 3"),
+        format!("grpc_client_attempt_duration_seconds_count{of},grpc_status=\"UNAVAILABLE\"}} 1"),
+        format!("grpc_client_attempt_duration_seconds_count{of},grpc_status=\"CANCELLED\"}} 1"),
+        format!("grpc_client_attempt_duration_seconds_count{of},grpc_status=\"OK\"}} 1"),
+        format!("grpc_client_call_duration_seconds_count{of},grpc_status=\"OK\"}} 1"),
         // "hello" and "done", each with the two bytes of a protobuf string before it.
-        format!("grpc_client_attempt_sent_total_compressed_message_size_sum{of},grpc_status=\"OK\"}} 7"),
-        format!("grpc_client_attempt_rcvd_total_compressed_message_size_sum{of},grpc_status=\"OK\"}} 6"),
-        "grpc_client_attempt_started{grpc_method=\"other\",grpc_target=\"echo\"} 1".to_owned(),
+        format!(
+            "grpc_client_attempt_sent_total_compressed_message_size_bytes_sum{of},grpc_status=\"OK\"}} 7"
+        ),
+        format!(
+            "grpc_client_attempt_rcvd_total_compressed_message_size_bytes_sum{of},grpc_status=\"OK\"}} 6"
+        ),
+        "grpc_client_attempt_started_total{grpc_method=\"other\",grpc_target=\"echo\"} 1".to_owned(),
         "mesh_retries_total{service=\"echo\"} 1".to_owned(),
         "mesh_hedges_total{service=\"echo\"} 1".to_owned(),
-        "grpc_client_call_duration_bucket".to_owned(),
+        "grpc_client_call_duration_seconds_bucket".to_owned(),
     ] {
         assert!(rendered.contains(&line), "{line} in\n{}", grpc(rendered));
     }

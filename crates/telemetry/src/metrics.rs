@@ -34,9 +34,8 @@ pub fn recorder() -> &'static PrometheusHandle {
     RECORDER.get_or_init(|| {
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
-            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix(".duration".into()), &SECONDS))
             .and_then(|builder| {
-                builder.set_buckets_for_metric(Matcher::Suffix("_message_size".into()), &BYTES)
+                builder.set_buckets_for_metric(Matcher::Suffix("_message_size_bytes".into()), &BYTES)
             })
             .and_then(|builder| builder.set_buckets(&COUNTS))
             .expect("the constant lists of bounds are not empty")

@@ -14,7 +14,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use opentelemetry::{
-    Context,
+    Context, Value,
     trace::{SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
 use tracing::Span;
@@ -142,6 +142,13 @@ fn parse(text: &str) -> Option<SpanContext> {
         TraceState::NONE,
     );
     context.is_valid().then_some(context)
+}
+
+/// Says something more of a span that is made already.
+pub fn attribute(span: &Span, key: &'static str, value: impl Into<Value>) {
+    if !span.is_disabled() {
+        span.set_attribute(key, value);
+    }
 }
 
 /// How a call ended: the gRPC code, and the stable reason when it is an error. By the conventions for servers only codes

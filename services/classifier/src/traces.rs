@@ -66,7 +66,7 @@ pub(crate) fn run(batch: &[Entry]) -> Vec<Span> {
         batch.iter().map(|entry| &entry.traced.infer).filter(|span| !span.is_disabled()).collect();
     let mut spans: Vec<Span> = kept.iter().map(|infer| child_of!(infer, "classifier.inference")).collect();
     let Some((first, others)) = spans.split_first() else { return spans };
-    let run = child_of!(first, "classifier.batch", sightline.batch_size = batch.len());
+    let run = child_of!(first, "classifier.batch", sightline.batch_size = batch.len() as i64);
     kept.into_iter().for_each(|infer| Parent::of(infer).link(&run));
     others.iter().for_each(|other| Parent::of(&run).link(other));
     // Dropped first, as what lies within the others.

@@ -18,8 +18,9 @@ use sightline_proto::{
 use sightline_telemetry::trace::traceparent;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument;
 
-use crate::{error::IngestError, models::Model};
+use crate::{error::IngestError, models::Model, traces};
 
 /// The classifier's `Infer` stream.
 #[derive(Debug)]
@@ -97,7 +98,10 @@ pub async fn infer(
         };
         InferRequest { message: Some(infer_request::Message::Tensor(tensor)) }
     };
-    let result = pool.call(ask, build).await?.map_err(RpcError::from)?;
+    let span = traces::infer();
+    let answer = pool.call(ask, build).instrument(span.clone()).await;
+    traces::answered(&span, &answer);
+    let result = answer?.map_err(RpcError::from)?;
     if result.scores.len() != model.classes.len() {
         let message =
             format!("{} gave {} scores for {} classes", model.name, result.scores.len(), model.classes.len());

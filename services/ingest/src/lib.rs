@@ -34,6 +34,7 @@ pub mod record;
 pub mod service;
 pub mod shared;
 pub mod spool;
+mod traces;
 mod users;
 
 pub use config::{IngestConfig, PolicyConfig};

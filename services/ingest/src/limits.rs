@@ -19,12 +19,14 @@ use sightline_proto::{
 use sightline_telemetry::trace::traceparent;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use crate::{
     config::WhenAway,
     error::IngestError,
     events,
     frame::{Caller, Frame},
+    traces,
 };
 
 /// Checks that a rate limiter which knows nothing of credits may have unanswered on one stream.
@@ -107,15 +109,15 @@ impl Limiter {
         }
         let check = CheckRequest { tenant: caller.tenant().to_owned(), keys, hits: 1 };
         let patience = Deadline::after(self.timeout.0).min(deadline);
-        let asked = self
-            .pool
-            .call(frame.ask(caller, patience), |id| CheckStreamRequest {
-                id,
-                check: Some(check.clone()),
-                traceparent: traceparent(),
-                hello: None,
-            })
-            .await;
+        let build = |id| CheckStreamRequest {
+            id,
+            check: Some(check.clone()),
+            traceparent: traceparent(),
+            hello: None,
+        };
+        let span = traces::admit();
+        let asked = self.pool.call(frame.ask(caller, patience), build).instrument(span.clone()).await;
+        traces::answered(&span, &asked);
         match asked {
             Ok(Ok(response)) if response.allowed => Ok(()),
             Ok(Ok(response)) => Err(IngestError::RateLimited {

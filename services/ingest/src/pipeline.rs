@@ -13,7 +13,7 @@ use sightline_proto::verdict::{Level, Score, Timings, Verdict, VerdictSource};
 use sightline_telemetry::{child_span, trace};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument, Span, instrument};
+use tracing::{Instrument, instrument};
 
 use crate::{
     cache::{Cache, Key, Origin, Scored},
@@ -31,6 +31,7 @@ use crate::{
     record::{RecordLane, Recorder},
     shared::Shared,
     spool::Spool,
+    traces,
     users::ActiveUsers,
 };
 
@@ -161,7 +162,7 @@ impl Pipeline {
         caller: &Caller,
         deadline: Deadline,
     ) -> Result<Verdict, IngestError> {
-        let span = frame_span(&frame, caller);
+        let span = traces::frame(&frame, caller);
         let verdict = self.way(frame, held, caller, deadline).instrument(span.clone()).await;
         match &verdict {
             Ok(_) => trace::ended(&span, 0, ""),
@@ -195,14 +196,7 @@ impl Pipeline {
         let mut stages = Stages::default();
 
         let since = Instant::now();
-        let span = child_span!(
-            "ingest.admit",
-            otel.kind = "client",
-            rpc.system = "grpc",
-            rpc.service = "sightline.ratelimiter.v1.RateLimiterService",
-            rpc.method = "CheckStream",
-        );
-        self.limiter.admit(&frame, caller, deadline).instrument(span).await?;
+        self.limiter.admit(&frame, caller, deadline).await?;
         stages.admit = Some(since.elapsed());
 
         let key = Key::new(caller.tenant(), &model.name, &model.digest, &frame.image);
@@ -237,14 +231,7 @@ impl Pipeline {
         // A decoder that panics is the image's fault as far as the client is concerned; nobody else notices (P8).
         let pixels = prepared.map_err(|_| IngestError::ImageCorrupt("image"))??;
         events::decoded(decode);
-        let span = child_span!(
-            "ingest.infer",
-            otel.kind = "client",
-            rpc.system = "grpc",
-            rpc.service = "sightline.classifier.v1.ClassifierService",
-            rpc.method = "Infer",
-        );
-        let inferred = infer(&self.classifier, model, &pixels, ask).instrument(span).await?;
+        let inferred = infer(&self.classifier, model, &pixels, ask).await?;
         let scored = Scored { anchor: frame.id, scores: inferred.scores.into() };
         let stages = Stages {
             admit: None,
@@ -309,18 +296,4 @@ impl Pipeline {
             next_capture_after: next.try_into().ok(),
         }
     }
-}
-
-/// The frame's span in its trace. On a stream it is what stands for the call; in a call of its own it is a part of it.
-fn frame_span(frame: &Frame, caller: &Caller) -> Span {
-    let alone = !caller.trace.is_local();
-    sightline_telemetry::root_span!(
-        caller.trace,
-        "ingest.frame",
-        otel.kind = if alone { "server" } else { "internal" },
-        rpc.system = alone.then_some("grpc"),
-        rpc.service = alone.then_some("sightline.ingest.v1.IngestService"),
-        rpc.method = alone.then_some("ClassifyStream"),
-        sightline.frame_id = %frame.id,
-    )
 }

@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Request, Response, Status, Streaming};
-use tracing::{error, warn};
+use tracing::{Instrument, error, warn};
 
 use crate::{
     config::IngestConfig,
@@ -36,6 +36,7 @@ use crate::{
     frame::{Caller, Frame},
     quiet::Quiet,
     spool::Spool,
+    traces,
 };
 
 /// How long one delivery may take before it is tried again.
@@ -196,7 +197,10 @@ async fn deliver(pool: &StreamPool<RecordLane>, batch: Vec<Event>) {
     let mut parts = vec![batch];
     while let Some(part) = parts.pop() {
         let build = |id| RecordRequest { id, events: part.clone(), hello: None };
-        let refused = match pool.call(Deadline::after(TIMEOUT), build).await {
+        let span = traces::record(&part);
+        let answer = pool.call(Deadline::after(TIMEOUT), build).instrument(span.clone()).await;
+        traces::answered(&span, &answer);
+        let refused = match answer {
             Ok(Ok(_)) => {
                 events::recorded(part.len());
                 continue;

@@ -27,7 +27,7 @@ impl Traced {
         let Some((first, others)) = events.split_first() else {
             return Self { events, commit: Span::none() };
         };
-        let commit = child_of!(first, "stats.commit", events = batch.len());
+        let commit = child_of!(first, "stats.commit", sightline.events = batch.len() as i64);
         for other in others {
             Parent::of(other).link(&commit);
             Parent::of(&commit).link(other);

@@ -32,6 +32,12 @@ impl Address {
         Ok(Self { authority: authority.to_owned(), zone: None, weight: 1 })
     }
 
+    /// The host without brackets, and the port.
+    pub(super) fn host_and_port(&self) -> (&str, u16) {
+        let (host, port) = self.authority.rsplit_once(':').unwrap_or((&self.authority, ""));
+        (host.trim_matches(['[', ']']), port.parse().unwrap_or_default())
+    }
+
     /// The same in a zone.
     #[must_use]
     pub fn in_zone(mut self, zone: impl Into<String>) -> Self {
@@ -84,5 +90,8 @@ mod tests {
             let found = Address::new(text).ok();
             assert_eq!(found.as_ref().map(|address| address.authority.as_str()), expected, "{text}");
         }
+        let parts = |text| Address::new(text).unwrap().host_and_port().0.to_owned();
+        assert_eq!((parts("[::1]:7401").as_str(), parts("a:1").as_str()), ("::1", "a"));
+        assert_eq!(Address::new("[::1]:7401").unwrap().host_and_port().1, 7401);
     }
 }

@@ -28,6 +28,7 @@ use tonic::{Code, Status, body::Body};
 
 use super::{
     Address, Connect, TransportOptions,
+    call::Meter,
     wire::{Cut, Seen, Watched},
 };
 
@@ -43,6 +44,8 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 pub struct Transport {
     sender: SendRequest<Body>,
     shared: Arc<Shared>,
+    /// What counts the calls, where no channel does.
+    meter: Option<Arc<Meter>>,
 }
 
 struct Shared {
@@ -236,7 +239,7 @@ impl Transport {
                 };
                 driven.end(Ended::Closed(why));
             });
-            let transport = Self { sender, shared: Arc::clone(&shared) };
+            let transport = Self { sender, shared: Arc::clone(&shared), meter: None };
             transport.answered().await.map_err(|ended| fail(ended.to_string()))?;
             Ok(transport)
         };
@@ -266,6 +269,12 @@ impl Transport {
             Ok(ended) => ended.clone().expect("waited until there was one"),
             Err(_) => unreachable!("`self` holds the sender"),
         }
+    }
+
+    /// The same connection, whose calls are counted by `meter`.
+    pub(super) fn metered(mut self, meter: &Arc<Meter>) -> Self {
+        self.meter = Some(Arc::clone(meter));
+        self
     }
 
     /// The connection without the right to send: holding it keeps nothing open.
@@ -317,15 +326,29 @@ impl tower::Service<Request<Body>> for Transport {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Some(meter) = &self.meter else { return Box::pin(self.send(request)) };
+        let (request, mut metered) = meter.begin(request);
+        let sent = self.send(request);
+        Box::pin(async move {
+            match sent.await {
+                Ok(response) => Ok(metered.follow(response)),
+                Err(status) => {
+                    metered.end(status.code());
+                    Err(status)
+                }
+            }
+        })
+    }
+}
+
+impl Transport {
+    /// Sends a call, on a connection that may have ended.
+    fn send(
+        &mut self,
+        mut request: Request<Body>,
+    ) -> impl Future<Output = Result<Response<Body>, Status>> + use<> {
         let shared = Arc::clone(&self.shared);
-        if !self.is_open() {
-            return Box::pin(async move {
-                let ended = shared.ended.borrow().clone();
-                let why = ended.map_or_else(|| "the connection ended".to_owned(), |ended| ended.to_string());
-                Err(TransportError::status(Code::Unavailable, format!("{}: {why}", shared.authority), true))
-            });
-        }
         let mut parts = Parts::default();
         parts.scheme = Some(shared.scheme.clone());
         parts.authority = Some(shared.authority.clone());
@@ -336,8 +359,14 @@ impl tower::Service<Request<Body>> for Transport {
         if let Entry::Vacant(agent) = request.headers_mut().entry(USER_AGENT) {
             agent.insert(AGENT);
         }
-        let sent = self.sender.try_send_request(request);
-        Box::pin(async move {
+        let sent = self.is_open().then(|| self.sender.try_send_request(request));
+        async move {
+            let Some(sent) = sent else {
+                let ended = shared.ended.borrow().clone();
+                let why = ended.map_or_else(|| "the connection ended".to_owned(), |ended| ended.to_string());
+                let problem = format!("{}: {why}", shared.authority);
+                return Err(TransportError::status(Code::Unavailable, problem, true));
+            };
             match sent.await {
                 Ok(response) => Ok(response.map(|body| explained(body, shared))),
                 Err(error) => {
@@ -345,7 +374,7 @@ impl tower::Service<Request<Body>> for Transport {
                     Err(TransportError::explain(&error.into_error(), unsent, &shared))
                 }
             }
-        })
+        }
     }
 }
 

@@ -52,6 +52,13 @@ async fn calls_and_connections_are_counted_by_names_that_are_bounded() {
         format!("grpc_server_call_duration_seconds_count{{{hello},grpc_status=\"RESOURCE_EXHAUSTED\"}}");
     until(|| value(&shed).is_some_and(|calls| calls >= 1.0)).await;
     assert!(value(&format!("grpc_server_call_started_total{{{hello}}}")).unwrap() >= 2.0);
+    let size = |what: &str| {
+        let name = format!("grpc_server_call_{what}_total_compressed_message_size_bytes_sum");
+        value(&format!("{name}{{{hello},grpc_status=\"OK\"}}"))
+    };
+    // "wait" with the two bytes of a protobuf string before it, and a greeting.
+    assert!(size("rcvd").is_some_and(|bytes| bytes >= 6.0));
+    assert!(size("sent").is_some_and(|bytes| bytes > 6.0));
     drop(greeter);
     until(|| value("active_connections{server=\"counted\"}") == Some(0.0)).await;
 }

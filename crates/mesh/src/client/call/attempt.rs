@@ -13,7 +13,7 @@ use tower::ServiceExt;
 
 use super::{
     super::{EndpointId, Outcome, Pick, Picked, TransportError, channel::Shared},
-    observe::{AttemptRecord, CallRecord, Method},
+    observe::{AttemptRecord, CallRecord, Method, Nth},
     replay::Replay,
     tree::{ATTEMPTS_LEFT, AttemptBudget, Loan},
     verdict::Verdict,
@@ -46,8 +46,8 @@ pub(crate) enum Attempted {
 }
 
 impl Call {
-    /// Sends the call once more, `number` times after the first.
-    pub(crate) async fn attempt(&self, number: u32, hedged: bool) -> Attempted {
+    /// Sends the call once more.
+    pub(crate) async fn attempt(&self, nth: Nth) -> Attempted {
         let picked = match self.pick().await {
             Ok(picked) => picked,
             Err(error) => return Attempted::Ended(Verdict::no_endpoint(&error), Err(error.into())),
@@ -57,11 +57,10 @@ impl Call {
             return Attempted::Ended(Verdict::of_status(&lost), Err(lost));
         };
         self.tried.lock().expect("no holder panics").push(picked.endpoint().id());
-        let address = picked.endpoint().address().authority.as_str();
-        let record = AttemptRecord::new(&self.method, self.record.span(), number, hedged, address);
-        let loan = self.attempts.lend(self.method.policy.extra().saturating_sub(number));
+        let record = AttemptRecord::new(&self.method, self.record.span(), nth, picked.endpoint().address());
+        let loan = self.attempts.lend(self.method.policy.extra().saturating_sub(nth.previous));
         let flight = Flight { picked, loan, record };
-        let sending = transport.oneshot(self.request(number, &flight));
+        let sending = transport.oneshot(self.request(nth.previous, &flight));
         let answer = match self.method.policy.attempt_timeout {
             None => sending.await,
             Some(timeout) => match tokio::time::timeout(timeout, sending).await {

@@ -13,6 +13,7 @@ use tonic::{Code, Status, body::Body};
 use super::{
     answer::Answer,
     attempt::{Attempted, Call, Flight, within},
+    observe::{Nth, won},
     progress::{Next, Pause, Progress},
     verdict::Verdict,
 };
@@ -51,6 +52,8 @@ struct Race<'a> {
     timer: Timer,
     hedge_at: Option<Instant>,
     retry_at: Option<Instant>,
+    /// The next retry costs nothing: the attempt before it reached nobody.
+    free: bool,
     /// How the last attempt ended, while another may do better.
     last: Option<(Code, Answered)>,
 }
@@ -64,6 +67,7 @@ impl<'a> Race<'a> {
             timer: Timer(None),
             hedge_at: None,
             retry_at: None,
+            free: false,
             last: None,
         }
     }
@@ -77,6 +81,9 @@ impl<'a> Race<'a> {
         loop {
             match poll_fn(|context| self.poll(context)).await {
                 Some(Attempted::Begun(response, flight)) => {
+                    if !self.running.is_empty() {
+                        won(flight.record.span());
+                    }
                     // The losers are dropped, which resets their streams.
                     return Raced::Begun(response, flight, self.timer);
                 }
@@ -103,8 +110,9 @@ impl<'a> Race<'a> {
     }
 
     fn begin(&mut self, hedged: bool) {
-        let (call, number) = (self.call, self.progress.begin());
-        self.running.push(Box::pin(call.attempt(number, hedged)));
+        let (call, previous) = (self.call, self.progress.begin());
+        let transparent = !hedged && std::mem::take(&mut self.free);
+        self.running.push(Box::pin(call.attempt(Nth { previous, transparent, hedged })));
     }
 
     /// How an attempt went, or nothing when a pause or the deadline has passed.
@@ -148,7 +156,10 @@ impl<'a> Race<'a> {
             Next::Enough => None,
             // Another attempt is waited for already, or there is nothing left to send in one.
             _ if self.retry_at.is_some() || !replayable => None,
-            Next::Free(pause) => self.pause(pause),
+            Next::Free(pause) => {
+                self.free = true;
+                self.pause(pause)
+            }
             Next::Paid(pause) => self.pause(pause).filter(|_| self.call.pay()),
         };
         if let Some(at) = at {

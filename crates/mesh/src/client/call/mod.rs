@@ -5,8 +5,8 @@
 //!   begins; [`answer`]: from there to the answer's end.
 //! - [`budget`], [`throttle`], [`backoff`]: how much, whether at all, and when.
 //! - [`tree`], [`inherit`]: what is handed from a call to the calls it causes, on the client's and the server's side.
-//! - [`replay`]: request bodies kept for another attempt. [`verdict`]: what an answer says. [`observe`], [`sizes`]:
-//!   metrics and spans.
+//! - [`replay`]: request bodies kept for another attempt. [`verdict`]: what an answer says. [`observe`]: metrics and spans;
+//!   [`meter`]: the same for calls that are made without a channel.
 
 mod answer;
 mod attempt;
@@ -14,11 +14,11 @@ mod backoff;
 mod budget;
 mod drive;
 mod inherit;
+mod meter;
 mod observe;
 mod policy;
 mod progress;
 mod replay;
-mod sizes;
 mod throttle;
 mod tree;
 mod verdict;
@@ -28,7 +28,8 @@ pub use backoff::Backoff;
 pub use budget::{RetryBudget, RetryBudgetOptions};
 pub(super) use drive::run;
 pub use inherit::{Inherit, Inheriting};
-pub(super) use observe::{CallRecord, Counters, Method};
+pub(super) use meter::Meter;
+pub(super) use observe::{ByCode, CallRecord, Counters, Method, Nth, lost, won};
 pub use policy::{Codes, MethodPolicies, MethodPolicy, PolicyError};
 pub(super) use replay::{Kept, Replay};
 pub use throttle::{Throttle, ThrottleOptions};

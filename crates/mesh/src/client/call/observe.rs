@@ -1,8 +1,10 @@
 //! What is shown of the calls to a service.
 //!
-//! Metrics have the names and labels of gRFC A66. Their labels are bounded: methods that the table of policies lacks are
-//! `other`, targets are services, statuses are gRPC's seventeen. Spans follow OpenTelemetry's conventions for RPC: one
-//! for the call, and beneath it one for each attempt, whose context the attempt carries.
+//! Metrics have the names and labels of gRFC A66, as OpenTelemetry writes them for Prometheus: with their units, counters
+//! with `_total`. Their labels are bounded: methods that the table of policies lacks are `other`, targets are services,
+//! statuses are gRPC's seventeen. Spans follow OpenTelemetry's conventions for RPC: one for the call, and beneath it one
+//! for each attempt, whose context the attempt carries. These conventions have no names for repeats; gRPC's own (gRFC A72)
+//! do: see [`Nth`].
 
 use std::{
     sync::{
@@ -13,20 +15,73 @@ use std::{
 };
 
 use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
-use sightline_telemetry::{child_of, child_span, trace::answered};
+use sightline_telemetry::{
+    child_of, child_span,
+    trace::{answered, attribute},
+};
 use tokio::time::Instant;
 use tonic::Code;
 use tracing::Span;
 
-use super::{
-    policy::{MethodPolicy, split},
-    sizes::MessageSizes,
-};
-use crate::observe::CODES;
+use super::policy::{MethodPolicy, split};
+use crate::{client::Address, observe::CODES, sizes::MessageSizes};
+
+const STARTED: &str = "grpc_client_attempt_started_total";
+const ATTEMPT: &str = "grpc_client_attempt_duration_seconds";
+const SENT: &str = "grpc_client_attempt_sent_total_compressed_message_size_bytes";
+const RECEIVED: &str = "grpc_client_attempt_rcvd_total_compressed_message_size_bytes";
+const CALL: &str = "grpc_client_call_duration_seconds";
 
 /// One histogram per code, made when it is first used.
 #[derive(Debug, Default)]
-struct ByCode([OnceLock<Histogram>; CODES.len()]);
+pub(crate) struct ByCode([OnceLock<Histogram>; CODES.len()]);
+
+impl ByCode {
+    /// Takes in a value; `make` gives the histogram of this code's name.
+    pub(crate) fn record(&self, code: Code, value: f64, make: impl FnOnce(&'static str) -> Histogram) {
+        self.0[code as usize].get_or_init(|| make(CODES[code as usize])).record(value);
+    }
+}
+
+/// Which attempt of its call, or of its message, one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Nth {
+    /// Attempts before it that a server may have acted on.
+    pub(crate) previous: u32,
+    /// The last one certainly reached nobody: this one is free.
+    pub(crate) transparent: bool,
+    /// Another one is under way, and had no answer for too long.
+    pub(crate) hedged: bool,
+}
+
+impl Nth {
+    /// Says it in the attempt's span.
+    pub(crate) fn describe(self, span: &Span, method: Option<&Method>, address: &Address) {
+        if span.is_disabled() {
+            return;
+        }
+        if let Some((service, name)) = method.and_then(|method| method.label.split_once('/')) {
+            attribute(span, "rpc.service", service.to_owned());
+            attribute(span, "rpc.method", name.to_owned());
+        }
+        let (host, port) = address.host_and_port();
+        attribute(span, "server.address", host.to_owned());
+        attribute(span, "server.port", i64::from(port));
+        attribute(span, "previous-rpc-attempts", i64::from(self.previous));
+        attribute(span, "transparent-retry", self.transparent);
+        attribute(span, "mesh.attempt.hedged", self.hedged);
+    }
+}
+
+/// Of several attempts that were under way together, the one whose answer counts.
+pub(crate) fn won(span: &Span) {
+    attribute(span, "mesh.attempt.outcome", "won");
+}
+
+/// Another attempt's answer came first.
+pub(crate) fn lost(span: &Span) {
+    attribute(span, "mesh.attempt.outcome", "lost");
+}
 
 /// A method: its policy, and how it is called in metrics and traces.
 #[derive(Debug)]
@@ -57,17 +112,16 @@ impl Method {
     }
 
     fn record(&self, of: &ByCode, name: &'static str, code: Code, value: f64) {
-        let histogram = of.0[code as usize].get_or_init(|| {
-            let (method, status) = (self.label.clone(), CODES[code as usize]);
-            histogram!(name, "grpc.method" => method, "grpc.target" => self.target, "grpc.status" => status)
+        of.record(code, value, |status| {
+            let method = self.label.clone();
+            histogram!(name, "grpc_method" => method, "grpc_target" => self.target, "grpc_status" => status)
         });
-        histogram.record(value);
     }
 
     fn started(&self) {
         let make = || {
             let method = self.label.clone();
-            counter!("grpc.client.attempt.started", "grpc.method" => method, "grpc.target" => self.target)
+            counter!(STARTED, "grpc_method" => method, "grpc_target" => self.target)
         };
         self.started.get_or_init(make).increment(1);
     }
@@ -94,27 +148,15 @@ impl Counters {
     }
 }
 
-fn describe() {
-    describe_counter!("grpc.client.attempt.started", Unit::Count, "Attempts of calls that were begun");
+pub(crate) fn describe() {
+    describe_counter!(STARTED, Unit::Count, "Attempts of calls that were begun (gRFC A66)");
+    describe_histogram!(ATTEMPT, Unit::Seconds, "Attempts, to the end of their answers (gRFC A66)");
+    describe_histogram!(SENT, Unit::Bytes, "Messages sent in one attempt, as on the wire (gRFC A66)");
+    describe_histogram!(RECEIVED, Unit::Bytes, "Messages received in one attempt, as on the wire (gRFC A66)");
     describe_histogram!(
-        "grpc.client.attempt.duration",
+        CALL,
         Unit::Seconds,
-        "Attempts, to the end of their answers"
-    );
-    describe_histogram!(
-        "grpc.client.attempt.sent_total_compressed_message_size",
-        Unit::Bytes,
-        "Messages sent in one attempt, as on the wire"
-    );
-    describe_histogram!(
-        "grpc.client.attempt.rcvd_total_compressed_message_size",
-        Unit::Bytes,
-        "Messages received in one attempt, as on the wire"
-    );
-    describe_histogram!(
-        "grpc.client.call.duration",
-        Unit::Seconds,
-        "Calls with all their attempts, to the end of the answer"
+        "Calls with all their attempts, to the end of the answer (gRFC A66)"
     );
     describe_counter!("mesh_retries_total", "Messages to another service that were sent again, by service");
     describe_counter!("mesh_hedges_total", "Calls sent once more because no answer had come yet, by service");
@@ -150,6 +192,10 @@ impl CallRecord {
             rpc.method = name,
             server.address = method.target,
         );
+        Self::of_span(method, span)
+    }
+
+    pub(crate) fn of_span(method: Arc<Method>, span: Span) -> Self {
         Self { method, since: Instant::now(), span, ended: false }
     }
 
@@ -164,7 +210,7 @@ impl CallRecord {
     fn record(&mut self, code: Code) {
         self.ended = true;
         let took = self.since.elapsed().as_secs_f64();
-        self.method.record(&self.method.call_duration, "grpc.client.call.duration", code, took);
+        self.method.record(&self.method.call_duration, CALL, code, took);
         answered(&self.span, code as i32, CODES[code as usize]);
     }
 }
@@ -189,23 +235,20 @@ pub(crate) struct AttemptRecord {
 }
 
 impl AttemptRecord {
-    /// Attempt number `number`, from 0, of a call, to the endpoint at `address`.
-    pub(crate) fn new(method: &Arc<Method>, call: &Span, number: u32, hedged: bool, address: &str) -> Self {
+    /// An attempt of a call, to the endpoint at `address`.
+    pub(crate) fn new(method: &Arc<Method>, call: &Span, nth: Nth, address: &Address) -> Self {
+        let span = child_of!(call, "mesh.attempt", otel.kind = "client", rpc.system = "grpc");
+        nth.describe(&span, Some(method), address);
+        Self::of_span(method, span, Arc::default())
+    }
+
+    pub(crate) fn of_span(method: &Arc<Method>, span: Span, sent: Arc<AtomicU64>) -> Self {
         method.started();
-        let span = child_of!(
-            call,
-            "mesh.attempt",
-            otel.kind = "client",
-            rpc.system = "grpc",
-            server.address = address,
-            rpc.attempt = number,
-            rpc.hedged = hedged,
-        );
         Self {
             method: Arc::clone(method),
             since: Instant::now(),
             span,
-            sent: Arc::default(),
+            sent,
             received: MessageSizes::default(),
             ended: false,
         }
@@ -223,12 +266,10 @@ impl AttemptRecord {
         self.ended = true;
         let method = &self.method;
         let took: Duration = self.since.elapsed();
-        method.record(&method.attempt_duration, "grpc.client.attempt.duration", code, took.as_secs_f64());
+        method.record(&method.attempt_duration, ATTEMPT, code, took.as_secs_f64());
         let (sent, received) = (self.sent.load(Ordering::Relaxed), self.received.total());
-        let name = "grpc.client.attempt.sent_total_compressed_message_size";
-        method.record(&method.sent, name, code, sent as f64);
-        let name = "grpc.client.attempt.rcvd_total_compressed_message_size";
-        method.record(&method.received, name, code, received as f64);
+        method.record(&method.sent, SENT, code, sent as f64);
+        method.record(&method.received, RECEIVED, code, received as f64);
         answered(&self.span, code as i32, CODES[code as usize]);
     }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Status, body::Body};
 
-use super::sizes::MessageSizes;
+use crate::sizes::MessageSizes;
 
 /// What all calls of a channel keep together, bounded.
 #[derive(Debug)]

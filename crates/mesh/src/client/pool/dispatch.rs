@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     RpcError,
-    client::{EndpointId, Outcome, Pick, Picked, meters::Pickup},
+    client::{EndpointId, Outcome, Pick, Picked, call::Nth, meters::Pickup},
+    observe::CODES,
     reason,
 };
 
@@ -42,6 +43,8 @@ pub(super) struct Dispatch<'a, L: Lane, B> {
     unread: usize,
     /// The next time is to be paid for.
     owes: bool,
+    /// None read it the last time.
+    free: bool,
     /// Why it is not answered yet.
     problem: Option<RpcError>,
 }
@@ -49,10 +52,22 @@ pub(super) struct Dispatch<'a, L: Lane, B> {
 impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
     pub(super) fn new(shared: &'a Shared<L>, ask: Ask, build: B) -> Self {
         let (tried, flying) = (Vec::new(), Vec::with_capacity(1));
-        Self { shared, ask, build, tried, flying, sent: 0, unread: 0, owes: false, problem: None }
+        Self {
+            shared,
+            ask,
+            build,
+            tried,
+            flying,
+            sent: 0,
+            unread: 0,
+            owes: false,
+            free: false,
+            problem: None,
+        }
     }
 
-    pub(super) async fn run(mut self) -> Result<L::Answer, RpcError> {
+    /// How the answer counts, and the answer.
+    pub(super) async fn run(mut self) -> Result<Settled<L>, RpcError> {
         self.shared.budget().deposit();
         loop {
             if self.flying.is_empty() {
@@ -97,7 +112,9 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         }
         let (picked, grant) = self.seat().await?;
         // A stream that has ended is not come to again: there is an end to trying.
-        self.fly(picked, grant);
+        if !self.fly(picked, grant) {
+            self.free = true;
+        }
         Ok(())
     }
 
@@ -108,7 +125,7 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         while !self.shared.budget().withdraw(Instant::now()) {
             let hopeless = since.elapsed() >= self.shared.options.patience && !self.shared.any_usable();
             if hopeless || Instant::now() + BUDGET_PAUSE > self.ask.deadline.instant() {
-                self.shared.count_broke();
+                self.shared.meters.broke.increment(1);
                 return Err(
                     self.unavailable("the stream broke, and too many messages are sent again already")
                 );
@@ -116,7 +133,7 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
             sleep(BUDGET_PAUSE).await;
         }
         self.owes = false;
-        self.shared.count_retry();
+        self.shared.meters.retries.increment(1);
         Ok(())
     }
 
@@ -144,7 +161,7 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         };
         let line = InLine { shared: self.shared, ticket };
         let seated = line.wait(woken, self.pick(&self.tried), since).await?;
-        self.shared.count_wait(since.elapsed());
+        self.shared.meters.credit_wait.record(since.elapsed());
         Ok(seated)
     }
 
@@ -160,14 +177,9 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         let now = Instant::now();
         // It may have ended since, with or without a word.
         let over = !matches!(grant.reply.try_recv(), Err(oneshot::error::TryRecvError::Empty));
-        let span = child_span!(
-            "stream.attempt",
-            otel.kind = "client",
-            rpc.system = "grpc",
-            server.address = picked.endpoint().address().authority.as_str(),
-            sightline.attempt = self.sent + 1,
-            sightline.hedge = !self.flying.is_empty(),
-        );
+        let span = child_span!("stream.attempt", otel.kind = "client", rpc.system = "grpc");
+        let meters = &self.shared.meters;
+        self.nth().describe(&span, meters.streams.method(), picked.endpoint().address());
         if over || !grant.handle.send(span.in_scope(|| (self.build)(grant.id))) {
             // Its reader may not know yet: nobody is to come here again.
             let mut book = self.shared.book();
@@ -177,10 +189,16 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
             grant.handle.look();
             return false;
         }
-        self.sent += 1;
+        meters.attempts.increment(1);
+        (self.sent, self.free) = (self.sent + 1, false);
         let look = now + self.stalls_after();
         self.flying.push(Flight::new(self.shared, picked, grant, look, span));
         true
+    }
+
+    fn nth(&self) -> Nth {
+        let hedged = !self.flying.is_empty();
+        Nth { previous: self.sent as u32, transparent: self.free && !hedged, hedged }
     }
 
     /// How long a message sent now may take: half of the caller's time is left for another replica.
@@ -194,21 +212,25 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         &mut self,
         index: usize,
         reply: Option<Reply<Settled<L>>>,
-    ) -> Result<Option<L::Answer>, RpcError> {
+    ) -> Result<Option<Settled<L>>, RpcError> {
         let mut flight = self.flying.swap_remove(index);
         flight.landed = true;
         let endpoint = flight.endpoint();
         match reply {
             Some(Reply::Answer((code, answer))) => {
-                // How fast a server fails says nothing of how long an answer takes.
-                if code == Code::Ok {
-                    self.shared.stall().record(flight.since.elapsed());
-                    flight.end(Outcome::Success, "");
-                } else {
-                    flight.end(Outcome::Failure(code), "");
+                if !self.flying.is_empty() {
+                    flight.win();
                 }
+                // How fast a server fails says nothing of how long an answer takes.
+                let outcome = if code == Code::Ok {
+                    self.shared.stall().record(flight.since.elapsed());
+                    Outcome::Success
+                } else {
+                    Outcome::Failure(code)
+                };
+                flight.end(outcome, CODES[code as usize]);
                 self.flying.drain(..).for_each(|mut other| other.lose());
-                return Ok(Some(answer));
+                return Ok(Some((code, answer)));
             }
             Some(Reply::Refused(error)) if error.reason != reason::DRAINING => {
                 flight.end(Outcome::Failure(error.code), &error.reason);
@@ -222,7 +244,8 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
                 flight.end(Outcome::Cancelled, reason::DRAINING);
                 self.tried.push(endpoint);
                 (self.sent, self.unread) = (self.sent.saturating_sub(1), self.unread + 1);
-                self.shared.count_move("drained");
+                self.free = true;
+                self.shared.meters.moved("drained");
             }
             None => {
                 flight.end(Outcome::Failure(Code::Unavailable), reason::SERVICE_UNAVAILABLE);
@@ -234,7 +257,7 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
                     )));
                 }
                 self.owes = self.flying.is_empty();
-                self.shared.count_move("broken");
+                self.shared.meters.moved("broken");
             }
         }
         Ok(None)
@@ -250,8 +273,8 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
             && other()
             && self.shared.budget().withdraw(Instant::now());
         if moves {
-            self.shared.count_retry();
-            self.shared.count_move("refused");
+            self.shared.meters.retries.increment(1);
+            self.shared.meters.moved("refused");
         }
         moves
     }
@@ -274,7 +297,7 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         let seated = self.shared.book().take(id, now, |_| cluster.begin(&choice, Pickup::AtOnce));
         let sent = seated.is_some_and(|(picked, grant)| self.fly(picked, grant));
         if sent {
-            self.shared.count_hedge();
+            self.shared.meters.hedges.increment(1);
         } else {
             self.shared.budget().give_back();
             self.shared.press(id);
@@ -286,7 +309,7 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         let after = self.shared.stall().after();
         for mut flight in self.flying.drain(..) {
             flight.stalled |= flight.since.elapsed() >= after;
-            flight.lose();
+            flight.expire();
         }
         RpcError::deadline(self.service())
     }

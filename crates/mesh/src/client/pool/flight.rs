@@ -18,7 +18,10 @@ use super::{
     line::Line,
 };
 use crate::{
-    client::{EndpointId, Outcome, Picked},
+    client::{
+        EndpointId, Outcome, Picked,
+        call::{lost, won},
+    },
     reason,
 };
 
@@ -69,19 +72,36 @@ impl<L: Lane> Flight<'_, L> {
             Outcome::Failure(code) => code,
             Outcome::Cancelled => Code::Cancelled,
         };
-        trace::ended(&self.span, code as i32, reason);
+        self.over(outcome, code, reason);
+    }
+
+    /// Its answer came before that of others under way.
+    pub(super) fn win(&self) {
+        won(&self.span);
+    }
+
+    /// Another replica has answered. The endpoint failed if it had time enough.
+    pub(super) fn lose(&mut self) {
+        lost(&self.span);
+        self.over(self.stalled_or_cancelled(), Code::Cancelled, reason::CANCELLED);
+    }
+
+    /// The caller's time is over.
+    pub(super) fn expire(&mut self) {
+        self.over(self.stalled_or_cancelled(), Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED);
+    }
+
+    fn stalled_or_cancelled(&self) -> Outcome {
+        if self.stalled { Outcome::Failure(Code::DeadlineExceeded) } else { Outcome::Cancelled }
+    }
+
+    /// What the endpoint is told, and what the span says.
+    fn over(&mut self, outcome: Outcome, code: Code, reason: &str) {
+        trace::attribute(&self.span, "mesh.attempt.stalled", self.stalled);
+        trace::answered(&self.span, code as i32, reason);
         if let Some(picked) = self.picked.take() {
             picked.done(outcome);
         }
-    }
-
-    /// Another replica has answered, or the caller's time is over.
-    pub(super) fn lose(&mut self) {
-        let (outcome, reason) = match self.stalled {
-            true => (Outcome::Failure(Code::DeadlineExceeded), reason::DEADLINE_EXCEEDED),
-            false => (Outcome::Cancelled, reason::CANCELLED),
-        };
-        self.end(outcome, reason);
     }
 }
 
@@ -89,6 +109,10 @@ impl<L: Lane> Drop for Flight<'_, L> {
     fn drop(&mut self) {
         if self.landed {
             return;
+        }
+        if self.picked.is_some() {
+            // Its caller is gone.
+            self.end(Outcome::Cancelled, reason::CANCELLED);
         }
         let (out, finished) = {
             let mut book = self.shared.book();

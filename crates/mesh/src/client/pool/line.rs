@@ -140,6 +140,7 @@ async fn open<L: Lane>(
 ) -> Option<Streaming<L::Inbound>> {
     let request = shared.cluster.request(ReceiverStream::new(receiver));
     let picked = endpoint.begin();
+    let transport = transport.metered(&shared.meters.streams);
     let error = match timeout(OPEN, shared.lane.open(transport, request)).await {
         // That it can be opened says nothing of how messages fare.
         Ok(Ok(response)) => {

@@ -6,7 +6,7 @@
 //!   [`flight`] is one attempt.
 //! - [`book`]: credits, unanswered messages, and those who wait for a credit, first come first served.
 //! - [`keeper`] and [`upkeep`]: how many streams an endpoint has; [`line`]: one of them, to its end.
-//! - [`stall`]: how long an answer may take.
+//! - [`stall`]: how long an answer may take. [`meters`]: what is counted.
 //!
 //! The first answer wins; later ones find nobody. A server that drains answers or refuses what it was sent; nothing new
 //! goes there. The protocol is described in `proto/sightline/stream/v1`; any other with ids and credits will do.
@@ -17,6 +17,7 @@ mod flight;
 mod keeper;
 mod lane;
 mod line;
+mod meters;
 mod options;
 mod stall;
 mod upkeep;
@@ -37,6 +38,7 @@ use self::{
     dispatch::Dispatch,
     keeper::Post,
     line::Line,
+    meters::Meters,
     stall::Stall,
 };
 pub use self::{
@@ -78,6 +80,7 @@ struct Shared<L: Lane> {
     posts: Mutex<HashMap<EndpointId, Arc<Post>>>,
     stall: Mutex<Stall>,
     budget: Mutex<RetryBudget>,
+    meters: Meters,
     /// Why a stream broke or could not be opened last. Addresses and codes, nothing that a caller sent.
     problem: Mutex<String>,
 }
@@ -97,9 +100,9 @@ impl<L: Lane> std::fmt::Debug for StreamPool<L> {
 impl<L: Lane> StreamPool<L> {
     /// Begins to open streams to every endpoint of `cluster`, on the current tokio runtime.
     pub fn start(lane: L, cluster: Cluster, options: PoolOptions) -> Self {
-        describe();
         let shared = Arc::new(Shared {
             lane,
+            meters: Meters::new(cluster.service()),
             cluster,
             options,
             book: Mutex::new(Book::new(options.min_streams, options.max_waiting)),
@@ -133,7 +136,10 @@ impl<L: Lane> StreamPool<L> {
         ask: impl Into<Ask>,
         build: impl Fn(u64) -> L::Outbound + Send,
     ) -> Result<L::Answer, RpcError> {
-        Dispatch::new(&self.shared, ask.into(), build).run().await
+        let timing = self.shared.meters.message();
+        let answer = Dispatch::new(&self.shared, ask.into(), build).run().await;
+        timing.end(answer.as_ref().map_or_else(|error| error.code, |(code, _)| *code));
+        answer.map(|(_, answer)| answer)
     }
 
     /// The streams as they are now, for `mesh top`.
@@ -241,45 +247,9 @@ impl<L: Lane> Shared<L> {
     }
 
     fn count_streams(&self) {
-        let open = self.book().open_lines();
-        metrics::gauge!("mesh_streams_open", "service" => self.cluster.service()).set(open as f64);
-    }
-
-    fn count_retry(&self) {
-        metrics::counter!("mesh_retries_total", "service" => self.cluster.service()).increment(1);
-    }
-
-    /// The budget did not allow a message to be sent again.
-    fn count_broke(&self) {
-        let service = self.cluster.service();
-        metrics::counter!("mesh_retry_budget_exhausted_total", "service" => service).increment(1);
-    }
-
-    fn count_hedge(&self) {
-        metrics::counter!("mesh_hedges_total", "service" => self.cluster.service()).increment(1);
-    }
-
-    fn count_move(&self, why: &'static str) {
-        let service = self.cluster.service();
-        metrics::counter!("mesh_messages_moved_total", "service" => service, "why" => why).increment(1);
-    }
-
-    fn count_wait(&self, waited: Duration) {
-        let service = self.cluster.service();
-        metrics::histogram!("mesh_credit_wait_seconds", "service" => service).record(waited);
+        self.meters.open.set(self.book().open_lines() as f64);
     }
 }
 
 /// When a caller that found too many waiting may come again.
 const WAITING_PAUSE: Duration = Duration::from_millis(250);
-
-fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_gauge!("mesh_streams_open", "Streams to a service that take messages");
-    describe_counter!("mesh_hedges_total", "Messages that stalled and were sent to another replica too");
-    describe_counter!(
-        "mesh_messages_moved_total",
-        "Messages that left a replica unanswered, by why: broken, drained, refused"
-    );
-    describe_histogram!("mesh_credit_wait_seconds", "How long messages waited that found no credit");
-}
