@@ -9,6 +9,7 @@ mod help;
 mod kill;
 mod limits;
 mod questions;
+mod replicas;
 mod start;
 mod stop;
 mod support;

@@ -252,7 +252,7 @@ A mesh with mutual TLS lets in whom `tls.callers.stats` lists:
 
 #[derive(Debug, Args)]
 pub(crate) struct StatsQuery {
-    /// The statistics service
+    /// The statistics service: replicas with commas between them, or a name such as dns://stats:7404
     #[arg(long, default_value = "http://127.0.0.1:7404", value_name = "URL")]
     pub(crate) endpoint: String,
     /// Only this tenant
@@ -304,7 +304,7 @@ pub(crate) enum GroupBy {
 pub(crate) enum Models {
     /// Show the models a classifier serves
     List {
-        /// The classifier service
+        /// The classifier service: replicas with commas between them, or a name such as dns://classifier:7402
         #[arg(long, default_value = "http://127.0.0.1:7402", value_name = "URL")]
         endpoint: String,
         /// Print one JSON object a line
@@ -345,7 +345,7 @@ pub(crate) enum Limits {
     #[command(after_help = "Example:
   sightline limits check user=ada ip=203.0.113.7")]
     Check {
-        /// The rate limiter service
+        /// The rate limiter service: replicas with commas between them, or a name such as dns://ratelimiter:7403
         #[arg(long, default_value = "http://127.0.0.1:7403", value_name = "URL")]
         endpoint: String,
         /// The tenant

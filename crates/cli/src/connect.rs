@@ -1,65 +1,50 @@
 //! Talking to a running mesh.
 
 use std::{
-    future::Future,
     io,
     path::Path,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context as TaskContext, Poll},
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 use sightline_mesh::{
     RpcError,
-    client::{Address, BoxFuture, BoxedIo, Connect, TcpConnect, Transport, TransportOptions},
+    client::{Address, BoxFuture, BoxedIo, Channel, Connect, TcpConnect, discovery::Targets},
     identity::{ClientTls, Connector},
 };
-use tokio::sync::Mutex;
-use tonic::{
-    Request, Status,
-    body::Body,
-    codegen::{Service, http},
-    metadata::MetadataValue,
+use tonic::{Request, Status, codegen::http, metadata::MetadataValue};
+
+use crate::{
+    args::{Remote, Tls},
+    replicas,
 };
 
-use crate::args::{Remote, Tls};
-
-/// A server is asked for a sign of life this rarely, because balancers before it may count pings as an attack; every call
-/// has a deadline anyway.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
-/// A connection, and what goes with every request.
+/// The way to a service, and what goes with every request.
 pub(crate) struct Connection {
-    pub(crate) channel: Line,
+    pub(crate) channel: Channel,
     token: Option<String>,
     timeout: Duration,
 }
 
 impl Connection {
-    /// Connects, or says which service is not there and how to start it, or why the two do not trust each other.
-    pub(crate) async fn open(service: &str, endpoint: &str, remote: &Remote) -> Result<Self> {
+    /// Connects to one of the replicas that `endpoint` names, or says which service is not there and how to start it, or
+    /// why the two do not trust each other.
+    pub(crate) async fn open(service: &'static str, endpoint: &str, remote: &Remote) -> Result<Self> {
         let timeout: Duration = remote.timeout.into();
-        let dialer = Dialer::new("--endpoint", endpoint, &remote.tls, b"h2", timeout).await?;
-        let options = TransportOptions {
-            connect_timeout: timeout,
-            keepalive_interval: KEEPALIVE,
-            keepalive_timeout: KEEPALIVE,
-            ..TransportOptions::default()
-        };
-        let connected = Transport::connect(&*dialer.connect, &dialer.address, &options).await;
-        let transport = connected.map_err(|status| match dialer.has_reached() {
-            true => anyhow!("the {service} service at {endpoint}: {}", status.message()),
-            false => {
-                anyhow!("no {service} service answers at {endpoint}: start one (`sightline dev`), or set --endpoint")
-            }
+        let (text, tls) = first_of(endpoint, &remote.tls)?;
+        let dialer = Dialer::new("--endpoint", &text, &tls, b"h2", timeout).await?;
+        let reached = replicas::channel(service, endpoint, Arc::clone(&dialer.connect), timeout).await?;
+        let channel = reached.map_err(|nobody| match dialer.has_reached() {
+            true => anyhow!("the {service} service at {endpoint}: {}", nobody.problem),
+            false => anyhow!(
+                "no {service} service answers at {endpoint}: start one (`sightline dev`), or set --endpoint"
+            ),
         })?;
         let token = remote.token_file.as_deref().map(read_token).transpose()?;
-        let channel = Line { current: Arc::new(Mutex::new(transport)), dialer, options };
         Ok(Self { channel, token, timeout })
     }
 
@@ -76,36 +61,36 @@ impl Connection {
     }
 }
 
-/// One connection at a time, made anew when the server has asked for its end. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Line {
-    current: Arc<Mutex<Transport>>,
-    dialer: Dialer,
-    options: TransportOptions,
+/// What the entries of an endpoint have in common: the first as an address, and how it is trusted. A name that is looked up
+/// is what the replicas' certificates carry.
+fn first_of(endpoint: &str, tls: &Tls) -> Result<(String, Tls)> {
+    let entries: Vec<&str> = endpoint.split(',').map(str::trim).collect();
+    let first = entries[0];
+    let secure = |entry: &str| entry.split_once("://").map(|(scheme, _)| scheme == "https");
+    // One without a scheme is as the first.
+    if let Some(other) =
+        entries.iter().find(|entry| secure(entry).is_some_and(|it| it != secure(first).unwrap_or(it)))
+    {
+        bail!("--endpoint: {first} and {other} are not both https: write the same scheme for all");
+    }
+    if matches!(first.split_once("://"), None | Some(("http" | "https", _))) {
+        return Ok((first.to_owned(), tls.clone()));
+    }
+    let targets = Targets::parse("--endpoint", &[first.to_owned()]).with_context(|| {
+        format!("--endpoint {endpoint:?} is not an address such as http://127.0.0.1:7401")
+    })?;
+    let name = targets.certificate_name().unwrap_or_default();
+    let mut tls = tls.clone();
+    if ClientTls::from(tls.clone()).is_default() {
+        return Ok((name, tls));
+    }
+    tls.server_name.get_or_insert_with(|| name.clone());
+    Ok((name, tls))
 }
 
-impl Line {
-    async fn transport(&self) -> Result<Transport, Status> {
-        let mut current = self.current.lock().await;
-        if !current.is_open() {
-            *current = Transport::connect(&*self.dialer.connect, &self.dialer.address, &self.options).await?;
-        }
-        Ok(current.clone())
-    }
-}
-
-impl Service<http::Request<Body>> for Line {
-    type Response = http::Response<Body>;
-    type Error = Status;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Status>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let line = self.clone();
-        Box::pin(async move { line.transport().await?.call(request).await })
+impl From<Tls> for ClientTls {
+    fn from(Tls { ca, cert, key, server_name }: Tls) -> Self {
+        Self { ca, cert, key, server_name }
     }
 }
 
@@ -128,8 +113,7 @@ impl Dialer {
         protocol: &'static [u8],
         timeout: Duration,
     ) -> Result<Self> {
-        let Tls { ca, cert, key, server_name } = tls.clone();
-        let tls = ClientTls { ca, cert, key, server_name };
+        let tls = ClientTls::from(tls.clone());
         let fail = || format!("{option} {text:?} is not an address such as http://127.0.0.1:7401");
         let scheme = if tls.is_default() { "http" } else { "https" };
         let full = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };

@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod connect;
 mod output;
+mod replicas;
 mod settings;
 
 pub use args::Cli;

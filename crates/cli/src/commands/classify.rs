@@ -21,6 +21,7 @@ use sightline_proto::{
     ingest::{ClassifyRequest, Frame, ingest_service_client::IngestServiceClient},
     verdict::{Score, Verdict},
 };
+use uuid::Uuid;
 
 use crate::{
     args::{Classify, Settings, Tls},
@@ -95,6 +96,8 @@ async fn one(connection: &Connection, path: &PathBuf, command: &Classify) -> Res
         Err(error) => return Ok(Outcome { path: path.clone(), result: Err(error), took: Duration::ZERO }),
     };
     let frame = Frame {
+        // By it the statistics know the frame when it is sent again.
+        frame_id: Uuid::now_v7().to_string(),
         user_id: command.user.clone(),
         application: command.application.clone(),
         image: image.into(),
