@@ -29,7 +29,7 @@ cargo xtask COMMAND
   tools                  fetch and build the servers that tests start; prints where: eval \"$(cargo xtask tools)\"
   lint                   formatting, clippy, dependency rules, protos
   gen                    write the generated code and documents anew
-  bench NAME             run a benchmark of benches/: serving, ratelimiter, stats
+  bench NAME             run a benchmark of benches/: serving, ratelimiter, stats, mesh
   env                    print the variables a plain `cargo build` needs: eval \"$(cargo xtask env)\"
 
 Downloads are pinned by version and hash and kept in ~/.cache/sightline (SIGHTLINE_CACHE), so that clones share them.";
@@ -142,8 +142,8 @@ fn bench(arguments: &[String]) -> Result<ExitCode> {
     let progress = MultiProgress::new();
     let SetUp { libtorch, binary } = set_up(&progress)?;
     let name = match arguments.first().map(String::as_str) {
-        Some(name @ ("serving" | "ratelimiter" | "stats")) => name,
-        _ => bail!("bench: name one of: serving, ratelimiter, stats"),
+        Some(name @ ("serving" | "ratelimiter" | "stats" | "mesh")) => name,
+        _ => bail!("bench: name one of: serving, ratelimiter, stats, mesh"),
     };
     let mut command = cargo::command(&libtorch);
     command.args(["run", "--release", "-p", "sightline-benches", "--bin", name, "--"]).args(&arguments[1..]);
@@ -156,6 +156,7 @@ fn bench(arguments: &[String]) -> Result<ExitCode> {
             command.env("SIGHTLINE_TEST_PYTHON", tools::peer_python(&progress)?);
         }
         "ratelimiter" => go::ratelimit(&progress)?,
+        "mesh" => go::for_cluster(&progress)?,
         _ => {}
     }
     cargo::status(&mut command)

@@ -13,12 +13,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
+use sightline_benches::product::Scores;
 use sightline_ingest::picture::{Limits, prepare};
 use sightline_model::manifest::{self, Manifest};
 use sightline_proto::classifier::InputSpec;
 use sightline_torch::{Device, InputShape, Layout, Model, configure_worker_thread};
-
-use crate::rounds::Scores;
 
 /// Threads with a model each, as many as the machine has cores.
 pub(crate) struct Bare {

@@ -1,7 +1,7 @@
 //! Serving: end to end against the usual Python way.
 //!
 //! `cargo xtask bench serving` fetches what is needed and runs this. In one run, in turns:
-//! - [`mesh`]: `sightline dev` as it comes, called over gRPC from this process, one call a frame and one stream a
+//! - [`sightline_benches::product`]: `sightline dev` as it comes, called over gRPC from this process, one call a frame and one stream a
 //!   connection, with frames it never saw and with frames it has just seen (`repeats`);
 //! - [`peer`]: FastAPI under gunicorn with PIL and torch on the same model, not optimised, at the best of several
 //!   settings, called from this process over kept HTTP connections;
@@ -11,9 +11,7 @@
 //! shown beside the server's; what others used of the machine is shown too.
 
 mod bare;
-mod cpu;
 mod frames;
-mod mesh;
 mod options;
 mod peer;
 mod report;
@@ -27,6 +25,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use options::{Options, PeerSettings};
+use sightline_benches::product::{Product, Way};
 use sightline_proto::verdict::VerdictSource;
 
 fn main() -> ExitCode {
@@ -81,7 +80,7 @@ async fn run(options: &Options) -> Result<bool> {
     let (first, frames) = frames.split_at(warm_up);
 
     let model = path("SIGHTLINE_TEST_MODEL")?;
-    let mesh = mesh::Mesh::start(&model, &options.set).await?;
+    let mesh = Product::start(Some(&model), &options.set).await?;
     let input = mesh.input().await?;
     let bare = if options.has("bare") { Some(bare::Bare::start(&model, &input)?) } else { None };
     let (peer, settings) = match options.has("peer") {
@@ -89,10 +88,7 @@ async fn run(options: &Options) -> Result<bool> {
         false => (None, None),
     };
     let field = rounds::Field { mesh, peer, bare };
-    field
-        .mesh
-        .classify(mesh::Way::Unary, first, first.len(), options.in_flight, VerdictSource::Model)
-        .await?;
+    field.mesh.classify(Way::Unary, first, first.len(), options.in_flight, VerdictSource::Model).await?;
     if let Some(bare) = &field.bare {
         bare.classify(first)?;
     }
@@ -116,7 +112,7 @@ async fn same_network(field: &rounds::Field, samples: &Path) -> Result<()> {
     const SAME: f32 = 1e-3;
     let Some(peer) = &field.peer else { return Ok(()) };
     let frames = frames::lossless(samples)?;
-    let ours = field.mesh.classify(mesh::Way::Unary, &frames, frames.len(), 1, VerdictSource::Model).await?;
+    let ours = field.mesh.classify(Way::Unary, &frames, frames.len(), 1, VerdictSource::Model).await?;
     let theirs = peer::classify(peer.connect(2).await?, &frames).await?;
     let most = rounds::differ(&ours, &theirs).into_iter().fold(0.0, f32::max);
     eprintln!("scores of the peer on PNG frames differ from ours by at most {most:.5}");

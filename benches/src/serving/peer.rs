@@ -21,6 +21,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use sightline_benches::product::Scores;
 use sightline_model::{
     graph::{Activation, Graph, Op},
     nsfwjs::{CLASSES, Package, Which, read},
@@ -28,7 +29,7 @@ use sightline_model::{
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use crate::{options::PeerSettings, rounds::Scores};
+use crate::options::PeerSettings;
 
 /// What is tried; the fastest takes part.
 pub(crate) const CANDIDATES: [PeerSettings; 3] = [

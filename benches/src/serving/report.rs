@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
+use sightline_benches::median;
 
 use crate::{
     options::{Options, PeerSettings},
@@ -186,17 +187,6 @@ impl Report<'_> {
             "by_cpu_time": by_cpu.collect::<Vec<_>>(),
             "passed": self.passed(),
         })
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        length if length % 2 == 1 => Some(values[middle]),
-        _ => Some((values[middle - 1] + values[middle]) / 2.0),
     }
 }
 

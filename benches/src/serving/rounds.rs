@@ -8,18 +8,17 @@ use std::{
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
+use sightline_benches::{
+    cpu,
+    product::{Product, Scores, Way},
+};
 use sightline_proto::verdict::VerdictSource;
 
 use crate::{
     bare::Bare,
-    cpu,
-    mesh::{Mesh, Way},
     options::Options,
     peer::{self, Peer},
 };
-
-/// Scores by the frame's place.
-pub(crate) type Scores = BTreeMap<usize, Vec<f32>>;
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,7 +71,7 @@ impl Sample {
 
 /// The contestants.
 pub(crate) struct Field {
-    pub(crate) mesh: Mesh,
+    pub(crate) mesh: Product,
     pub(crate) peer: Option<Peer>,
     pub(crate) bare: Option<Bare>,
 }

@@ -1,6 +1,7 @@
 //! Ours: `sightline dev` as a child process, called over gRPC by `Classify` and by `ClassifyStream`.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{
         Arc,
@@ -27,15 +28,16 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::rounds::Scores;
+/// Scores by the frame's place.
+pub type Scores = BTreeMap<usize, Vec<f32>>;
 
 /// Connections of the client: several clients at once, as an ingest sees them.
 const CONNECTIONS: usize = 4;
 /// Windows of the client; verdicts are small.
 const WINDOW: u32 = 1 << 20;
 
-/// The running mesh and connections to it.
-pub(crate) struct Mesh {
+/// The running product and connections to it.
+pub struct Product {
     process: Process,
     channels: Vec<Channel>,
     _folder: TempDir,
@@ -43,20 +45,23 @@ pub(crate) struct Mesh {
 
 /// How frames are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// One call a frame.
     Unary,
     /// One stream a connection.
     Stream,
 }
 
-impl Mesh {
-    /// Starts it with the model in `model`; `settings` come last.
-    pub(crate) async fn start(model: &Path, settings: &[String]) -> Result<Self> {
+impl Product {
+    /// Starts it with the model in `model`, or with a very small one; `settings` come last.
+    ///
+    /// # Errors
+    /// When it does not start, or listens to nobody.
+    pub async fn start(model: Option<&Path>, settings: &[String]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let model = format!("classifier.models=[{:?}]", model.display().to_string());
-        let mut all = vec![model.as_str(), "ratelimiter.rules=dev"];
-        all.extend(settings.iter().map(String::as_str));
+        let model = model.map(|model| format!("classifier.models=[{:?}]", model.display().to_string()));
+        let mut all = vec!["ratelimiter.rules=dev"];
+        all.extend(model.iter().chain(settings).map(String::as_str));
         let process = Process::dev(&folder, &all).context("SIGHTLINE_TEST_BINARY names no binary")?;
         let mut channels = Vec::new();
         for _ in 0..CONNECTIONS {
@@ -71,12 +76,15 @@ impl Mesh {
     }
 
     /// The process.
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.process.id()
     }
 
     /// What the default model's pixels look like.
-    pub(crate) async fn input(&self) -> Result<InputSpec> {
+    ///
+    /// # Errors
+    /// When the classifier does not say.
+    pub async fn input(&self) -> Result<InputSpec> {
         let mut client = ClassifierServiceClient::new(
             Endpoint::from_shared(self.process.uri("classifier"))?.connect().await?,
         );
@@ -86,7 +94,10 @@ impl Mesh {
 
     /// Sends `count` frames, going round in `frames`, with `in_flight` of them unanswered, and gives the scores in
     /// the order of sending. Every verdict must come from `source`.
-    pub(crate) async fn classify(
+    ///
+    /// # Errors
+    /// When one fails, or comes from elsewhere.
+    pub async fn classify(
         &self,
         way: Way,
         frames: &[Bytes],

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 const TICK: Duration = Duration::from_millis(10);
 
 /// Of one process and its children, living and reaped.
-pub(crate) fn of_tree(process: u32) -> Duration {
+pub fn of_tree(process: u32) -> Duration {
     let (ticks, _) = stat(process).unwrap_or_default();
     // Workers of a master are few: one look through /proc is cheap enough.
     let children = processes().filter(|child| stat(*child).is_some_and(|(_, parent)| parent == process));
@@ -14,12 +14,12 @@ pub(crate) fn of_tree(process: u32) -> Duration {
 }
 
 /// Of this process.
-pub(crate) fn own() -> Duration {
+pub fn own() -> Duration {
     TICK * stat(std::process::id()).unwrap_or_default().0
 }
 
 /// Of everything on the machine that did something.
-pub(crate) fn machine() -> Duration {
+pub fn machine() -> Duration {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let first = text.lines().next().unwrap_or_default();
     let ticks: Vec<u32> = first.split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
@@ -34,7 +34,7 @@ pub(crate) fn machine() -> Duration {
 }
 
 /// Of each thread's name in a process; threads that ended are not there.
-pub(crate) fn by_thread(process: u32) -> BTreeMap<String, Duration> {
+pub fn by_thread(process: u32) -> BTreeMap<String, Duration> {
     let mut times = BTreeMap::new();
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { return times };
     for task in tasks.filter_map(Result::ok) {
