@@ -19,11 +19,12 @@ mod report;
 mod slow;
 mod traces;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Result, bail};
 use options::Options;
 use report::Report;
+use sightline_benches::cpu;
 use tokio::runtime::{Builder, Runtime};
 
 /// The product's: what a call allocates costs here what it costs there.
@@ -78,6 +79,8 @@ fn be(arguments: &[String]) -> Result<()> {
 
 fn run(options: &Options) -> Result<bool> {
     let mut report = Report::default();
+    let clocks = || (cpu::machine(), cpu::of_tree(std::process::id()));
+    let (since, before) = (Instant::now(), clocks());
     if options.has("cost") {
         report.cost = cost::run(options)?;
     }
@@ -87,6 +90,11 @@ fn run(options: &Options) -> Result<bool> {
     if options.has("traces") {
         report.traces = traces::run(options, &runtime()?)?;
     }
+    let after = clocks();
+    let ours = after.1.saturating_sub(before.1);
+    let others = after.0.saturating_sub(before.0).saturating_sub(ours);
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    report.others = others.as_secs_f64() / (since.elapsed().as_secs_f64() * cores);
     print(&if options.json { report.json().to_string() } else { report.table() });
     Ok(report.passed())
 }

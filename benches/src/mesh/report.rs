@@ -22,6 +22,9 @@ const SLOWEST: f64 = 1.5;
 /// What one trace in a hundred may cost of the throughput.
 const TRACES: f64 = 0.03;
 
+/// Beyond this share of the machine used by others a run says little.
+const BUSY: f64 = 0.05;
+
 /// A figure that must not be exceeded.
 struct Target {
     name: String,
@@ -41,6 +44,8 @@ pub(crate) struct Report {
     pub(crate) cost: Costs,
     pub(crate) slow: Slows,
     pub(crate) traces: Traces,
+    /// The share of the machine that other programs used meanwhile.
+    pub(crate) others: f64,
 }
 
 impl Report {
@@ -99,6 +104,9 @@ impl Report {
             let Target { name, value, most } = &target;
             let verdict = if target.reached() { "reached" } else { "MISSED" };
             let _ = writeln!(text, "{name:<58} {value:>8.3} at most {most:<6} {verdict}");
+        }
+        if self.others > BUSY {
+            let _ = writeln!(text, "CAUTION: others used {:.0} % of the machine", 100.0 * self.others);
         }
         text
     }
@@ -212,6 +220,7 @@ impl Report {
             "slow": slow.collect::<Vec<_>>(),
             "traces": traces.collect::<Vec<_>>(),
             "targets": targets.collect::<Vec<_>>(),
+            "others_share_of_machine": self.others,
             "passed": self.passed(),
         })
     }
