@@ -6,7 +6,7 @@ use sightline_servers::{
     cluster::{Cluster, Reach, Replicas, Role},
     is_root,
 };
-use sightline_testkit::models::Small;
+use sightline_testkit::{models::Small, setup};
 use tokio::{task::block_in_place, time::Instant};
 
 use crate::{
@@ -68,8 +68,7 @@ async fn a_replica_that_is_killed_or_stopped_costs_no_client_anything() {
 async fn a_replica_behind_a_network_that_swallows_packets_costs_no_client_anything() {
     let _alone = ALONE.lock().await;
     if !is_root() {
-        println!("SKIPPED: only root makes network namespaces");
-        return;
+        return setup::skip("only root makes network namespaces; run the tests as root");
     }
     let folder = tempfile::tempdir().unwrap();
     let apart = ["classifier-3", "ratelimiter-3", "stats-3"];

@@ -10,13 +10,18 @@ pub fn path(variable: &str) -> Option<PathBuf> {
     if let Some(path) = env::var_os(variable) {
         return Some(path.into());
     }
-    assert!(
-        env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(),
-        "{variable} is not set, and no test may be skipped"
-    );
-    // Not eprintln!: what goes through the macro is captured, and a test that did nothing would look like a good one.
-    writeln!(std::io::stderr(), "SKIPPED: {variable} is not set; `cargo xtask test` sets it").ok();
+    skip(&format!("{variable} is not set; `cargo xtask test` sets it"));
     None
+}
+
+/// Says that a test is skipped, and why.
+///
+/// # Panics
+/// With `SIGHTLINE_TEST_NO_SKIP`, which `cargo xtask test` sets.
+pub fn skip(why: &str) {
+    assert!(env::var_os("SIGHTLINE_TEST_NO_SKIP").is_none(), "{why}, and no test may be skipped");
+    // Not eprintln!: what goes through the macro is captured, and a test that did nothing would look like a good one.
+    writeln!(std::io::stderr(), "SKIPPED: {why}").ok();
 }
 
 /// The default model, converted.
