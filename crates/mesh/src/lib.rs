@@ -37,6 +37,7 @@ pub mod client;
 mod deadline;
 mod error;
 mod follow;
+mod gather;
 pub mod health;
 pub mod identity;
 pub mod io;

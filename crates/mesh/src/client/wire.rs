@@ -19,6 +19,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::BoxedIo;
+use crate::gather::Gathered;
 
 /// A frame's header: length (24 bits), type, flags, stream.
 const HEADER: usize = 9;
@@ -59,7 +60,7 @@ pub(super) enum Seen {
 
 /// A connection whose incoming frames are followed.
 pub(super) struct Watched<F> {
-    io: BoxedIo,
+    io: Gathered<BoxedIo>,
     cut: Arc<Cut>,
     frames: Frames,
     on_seen: F,
@@ -68,7 +69,7 @@ pub(super) struct Watched<F> {
 impl<F: FnMut(Seen) + Unpin> Watched<F> {
     /// Calls `on_seen` for the first frame and for each GOAWAY.
     pub(super) fn new(io: BoxedIo, cut: Arc<Cut>, on_seen: F) -> Self {
-        Self { io, cut, frames: Frames::default(), on_seen }
+        Self { io: Gathered::new(io), cut, frames: Frames::default(), on_seen }
     }
 }
 

@@ -35,7 +35,7 @@ use super::{
     peers::{Peer, PeerKey, Peers},
     refuse::Jitter,
 };
-use crate::io::BoxedIo;
+use crate::{gather::Gathered, io::BoxedIo};
 
 /// What one connection may hold of the server's memory before a call has been read (HTTP/2 flow control).
 #[derive(Debug, Clone, Copy)]
@@ -266,14 +266,14 @@ where
 
 /// A connection whose first bytes are counted.
 struct Heard {
-    io: BoxedIo,
+    io: Gathered<BoxedIo>,
     bytes: Arc<AtomicUsize>,
 }
 
 impl Heard {
     fn new(io: BoxedIo) -> (Self, Arc<AtomicUsize>) {
         let bytes = Arc::<AtomicUsize>::default();
-        (Self { io, bytes: Arc::clone(&bytes) }, bytes)
+        (Self { io: Gathered::new(io), bytes: Arc::clone(&bytes) }, bytes)
     }
 }
 
