@@ -9,7 +9,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sightline_redis::{Link, LinkError, Script, Topology};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    task::yield_now,
+};
 use tracing::warn;
 
 use super::{
@@ -52,11 +55,26 @@ pub(super) fn start(link: Link, settings: Settings, clock: Clock) -> Queue {
 
 async fn work(caller: Arc<Caller>, queue: Arc<Mutex<mpsc::Receiver<Entry>>>, batch: usize) {
     let mut entries = Vec::with_capacity(batch);
-    while queue.lock().await.recv_many(&mut entries, batch).await > 0 {
+    while gather(&mut *queue.lock().await, &mut entries, batch).await {
         // Who stopped waiting is not charged. A refund is owed all the same.
         entries.retain(|entry| entry.op == Op::Refund || !entry.reply.is_closed());
         caller.decide(&mut entries).await;
     }
+}
+
+/// Waits for checks and takes those that arrive together; false when there will be no more. The first check wakes this task
+/// at once, before the thread has come to the other checks that the same read of a socket brought: they go first.
+async fn gather(queue: &mut mpsc::Receiver<Entry>, entries: &mut Vec<Entry>, batch: usize) -> bool {
+    if queue.recv_many(entries, batch).await == 0 {
+        return false;
+    }
+    yield_now().await;
+    while entries.len() < batch
+        && let Ok(entry) = queue.try_recv()
+    {
+        entries.push(entry);
+    }
+    true
 }
 
 struct Caller {
