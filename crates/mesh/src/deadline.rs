@@ -99,7 +99,15 @@ fn write_timeout(left: Duration) -> HeaderValue {
     } else {
         format!("{}S", u128::from(left.as_secs()).min(EIGHT_DIGITS))
     };
-    HeaderValue::try_from(text).expect("digits and a letter")
+    let mut value = HeaderValue::try_from(text).expect("digits and a letter");
+    never_indexed(&mut value);
+    value
+}
+
+/// For a value that is another in each call: HPACK is not to put it into its table, where it would push out what is the
+/// same in all of them (RFC 7541, section 7.1.3; h2 does so for what is marked as sensitive).
+pub(crate) fn never_indexed(value: &mut HeaderValue) {
+    value.set_sensitive(true);
 }
 
 /// `TimeoutValue TimeoutUnit`: at most eight digits and one of H, M, S, m, u, n.

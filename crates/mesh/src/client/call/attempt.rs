@@ -18,7 +18,10 @@ use super::{
     tree::{ATTEMPTS_LEFT, AttemptBudget, Loan},
     verdict::Verdict,
 };
-use crate::{Deadline, RpcError, deadline::GRPC_TIMEOUT};
+use crate::{
+    Deadline, RpcError,
+    deadline::{GRPC_TIMEOUT, never_indexed},
+};
 
 /// How many attempts were sent before this one (gRFC A6).
 pub(crate) const PREVIOUS_ATTEMPTS: &str = "grpc-previous-rpc-attempts";
@@ -99,7 +102,9 @@ impl Call {
         }
         headers.insert(HeaderName::from_static(ATTEMPTS_LEFT), flight.loan.header());
         let trace = Parent::of(flight.record.span()).traceparent();
-        if let Some(value) = Some(trace).filter(|text| !text.is_empty()).and_then(|text| text.parse().ok()) {
+        let trace = Some(trace).filter(|text| !text.is_empty());
+        if let Some(mut value) = trace.and_then(|text| text.parse::<HeaderValue>().ok()) {
+            never_indexed(&mut value);
             headers.insert(HeaderName::from_static(TRACEPARENT), value);
         }
         request
