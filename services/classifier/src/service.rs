@@ -170,9 +170,14 @@ impl Inflight {
                         result(id, model, done, load)
                     }
                     Err(error) => {
+                        // Who is turned away has not waited; who comes next would.
+                        let delay = match &error {
+                            ClassifierError::QueueLong { wait, .. } => *wait,
+                            _ => since.elapsed(),
+                        };
                         let error = RpcError::from(error);
                         traces::answered(&span, Some(&error));
-                        refusal(id, error, Some(working.load(since.elapsed())))
+                        refusal(id, error, Some(working.load(delay)))
                     }
                 };
                 place.send(Ok(message(answer)));
