@@ -309,6 +309,31 @@ async fn too_many_that_wait_are_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_sheds_is_asked_little_and_as_before_when_it_has_room() {
+    let replica = Replica::start();
+    replica.script.full.store(true, Ordering::SeqCst);
+    let mut options = PoolOptions::default();
+    options.throttle.window = Duration::from_millis(500);
+    let pool = pool_with(&[&replica], true, options).await;
+    let mut held_back = 0;
+    for n in 0..200 {
+        let (outcome, _) = ask_one(pool.clone(), n.to_string()).await;
+        let error = outcome.unwrap_err();
+        assert!(error.retry_after.is_some() || error.reason == "FULL", "{error:?}");
+        held_back += usize::from(error.reason == reason::THROTTLED);
+    }
+    assert!(held_back > 150, "{held_back} of 200 messages were held back");
+    let admitted = pool.admit(Deadline::after(Duration::from_secs(1)));
+    assert_eq!(admitted.unwrap_err().reason, reason::THROTTLED, "before there is a message");
+    replica.script.full.store(false, Ordering::SeqCst);
+    until("everything is sent again", || pool.admit(Deadline::after(Duration::from_secs(1))).is_ok()).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    for n in 0..50 {
+        all_answered(&[ask_one(pool.clone(), n.to_string()).await]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_leaves_the_line_takes_no_credit_with_it() {
     let replica = Replica::start();
     replica.script.slow(Duration::from_millis(100));

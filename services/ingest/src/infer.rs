@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sightline_mesh::{
     RpcError,
-    client::{Ask, Lane, Message, StreamPool, Transport},
+    client::{Admitted, Ask, Lane, Message, StreamPool, Transport},
     reason,
 };
 use sightline_proto::{
@@ -83,6 +83,7 @@ pub struct Inferred {
 /// The classifier's own, `DEADLINE_EXCEEDED`, or `UNAVAILABLE`.
 pub async fn infer(
     pool: &StreamPool<InferLane>,
+    admitted: Admitted,
     model: &Model,
     pixels: &Bytes,
     ask: Ask,
@@ -99,7 +100,7 @@ pub async fn infer(
         InferRequest { message: Some(infer_request::Message::Tensor(tensor)) }
     };
     let span = traces::infer();
-    let answer = pool.call(ask, build).instrument(span.clone()).await;
+    let answer = pool.send(admitted, ask, build).instrument(span.clone()).await;
     traces::answered(&span, &answer);
     let result = answer?.map_err(RpcError::from)?;
     if result.scores.len() != model.classes.len() {

@@ -222,6 +222,8 @@ impl Pipeline {
         held: &Held,
         ask: Ask,
     ) -> Result<(Scored, Stages), IngestError> {
+        // While the classifiers shed, a decode would be for nothing: it costs a third of what an inference does.
+        let admitted = self.classifier.admit(ask.deadline)?;
         let limits = picture::Limits { max_pixels: self.config.max_pixels, max_side: self.config.max_side };
         let (image, input) = (frame.image.clone(), Arc::clone(model));
         let work = move || picture::prepare(&image, limits, &input.input);
@@ -231,7 +233,7 @@ impl Pipeline {
         // A decoder that panics is the image's fault as far as the client is concerned; nobody else notices (P8).
         let pixels = prepared.map_err(|_| IngestError::ImageCorrupt("image"))??;
         events::decoded(decode);
-        let inferred = infer(&self.classifier, model, &pixels, ask).await?;
+        let inferred = infer(&self.classifier, admitted, model, &pixels, ask).await?;
         let scored = Scored { anchor: frame.id, scores: inferred.scores.into() };
         let stages = Stages {
             admit: None,

@@ -43,7 +43,7 @@ pub use options::{
 };
 pub use picked::{Outcome, Picked};
 pub use pool::{
-    Answered, Ask, Lane, Message, PoolOptions, PoolSnapshot, Refused, StallOptions, StreamPool,
+    Admitted, Answered, Ask, Lane, Message, PoolOptions, PoolSnapshot, Refused, StallOptions, StreamPool,
     StreamsSnapshot,
 };
 pub use report::Without;

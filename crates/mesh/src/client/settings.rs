@@ -44,7 +44,8 @@ sightline_config::settings! {
         pub retry_burst: f64 = 100.0,
         /// Extra attempts that all services together may make for one call that comes from outside.
         pub tree_attempts: u32 = 8,
-        /// Calls that may be tried per call that a service takes; past it some are failed here, unsent, while it sheds. 1 or more.
+        /// Calls and messages that may be tried per one that a service takes; past it some are failed here, unsent, while it
+        /// sheds. 1 or more.
         pub throttle_above: f64 = 2.0,
         /// Requests kept for another attempt, over all calls to one service; what does not fit is sent once.
         pub replay_bytes: ByteSize = ByteSize::mib(16),
@@ -116,7 +117,10 @@ impl MeshConfig {
 
     /// How messages on streams are sent, with the defaults of what is no setting.
     pub fn pools(&self) -> PoolOptions {
-        PoolOptions { patience: self.patience.0, budget: self.budget(), ..PoolOptions::default() }
+        let mut options =
+            PoolOptions { patience: self.patience.0, budget: self.budget(), ..PoolOptions::default() };
+        options.throttle.k = self.throttle_above;
+        options
     }
 
     fn budget(&self) -> RetryBudgetOptions {

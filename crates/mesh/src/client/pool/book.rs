@@ -188,8 +188,7 @@ impl<A, H: Handle> Book<A, H> {
         patience: Duration,
         now: Instant,
     ) -> Option<Ticket> {
-        let full = self.waiting.len() + self.granted.len() >= self.max_waiting;
-        if full || self.wait.behind(self.waiting.len()) > patience {
+        if self.is_long(patience) {
             return None;
         }
         self.next += 1;
@@ -197,6 +196,16 @@ impl<A, H: Handle> Book<A, H> {
         self.waiting.insert(ticket, Waiter { avoid, wake });
         self.offer(now);
         Some(ticket)
+    }
+
+    /// Whether somebody with so much patience would have to wait, and be turned away.
+    pub(super) fn is_crowded(&self, patience: Duration) -> bool {
+        !self.waiting.is_empty() && self.is_long(patience)
+    }
+
+    fn is_long(&self, patience: Duration) -> bool {
+        let full = self.waiting.len() + self.granted.len() >= self.max_waiting;
+        full || self.wait.behind(self.waiting.len()) > patience
     }
 
     /// The place of somebody who waited, once.

@@ -45,7 +45,12 @@ pub use self::{
     lane::{Answered, Lane, Message, Refused},
     options::{PoolOptions, StallOptions},
 };
-use super::{Cluster, ClusterSnapshot, EndpointId, call::RetryBudget};
+use super::{
+    Cluster, ClusterSnapshot, EndpointId,
+    call::{RetryBudget, Throttle},
+    dice::Dice,
+    meters::Pickup,
+};
 use crate::{Deadline, RpcError, reason};
 
 /// What is asked of a pool.
@@ -80,6 +85,8 @@ struct Shared<L: Lane> {
     posts: Mutex<HashMap<EndpointId, Arc<Post>>>,
     stall: Mutex<Stall>,
     budget: Mutex<RetryBudget>,
+    throttle: Mutex<Throttle>,
+    dice: Dice,
     meters: Meters,
     /// Why a stream broke or could not be opened last. Addresses and codes, nothing that a caller sent.
     problem: Mutex<String>,
@@ -109,6 +116,8 @@ impl<L: Lane> StreamPool<L> {
             posts: Mutex::default(),
             stall: Mutex::new(Stall::new(options.stall)),
             budget: Mutex::new(RetryBudget::new(options.budget, Instant::now())),
+            throttle: Mutex::new(Throttle::new(options.throttle, Instant::now())),
+            dice: Dice::new(options.seed),
             problem: Mutex::default(),
         });
         let keeper = tokio::spawn(keeper::follow(Arc::clone(&shared)));
@@ -129,16 +138,61 @@ impl<L: Lane> StreamPool<L> {
     /// attempt. A caller that drops this no longer waits: the server is told where the protocol can say so.
     ///
     /// # Errors
-    /// `DEADLINE_EXCEEDED`; `UNAVAILABLE` when no stream could be had, or the streams of all attempts broke;
-    /// `RESOURCE_EXHAUSTED` when so many wait for a credit that it would come too late; what a server that had no room said.
+    /// Those of [`StreamPool::admit`]; `DEADLINE_EXCEEDED`; `UNAVAILABLE` when no stream could be had, or the streams of all
+    /// attempts broke; what a server that had no room said.
     pub async fn call(
         &self,
+        ask: impl Into<Ask>,
+        build: impl Fn(u64) -> L::Outbound + Send,
+    ) -> Result<L::Answer, RpcError> {
+        let ask = ask.into();
+        let admitted = self.admit(ask.deadline)?;
+        self.send(admitted, ask, build).await
+    }
+
+    /// Whether a message would be sent now: for who has work to do before there is one, and would do it for nothing.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED`: the service sheds messages and this one is held back, or so many wait for a credit that one
+    /// would come when more than half of the time until `deadline` is over.
+    pub fn admit(&self, deadline: Deadline) -> Result<Admitted, RpcError> {
+        let shared = &self.shared;
+        let error = if shared.holds_back() {
+            shared.meters.throttled.increment(1);
+            shared.throttled()
+        } else if shared.book().is_crowded(deadline.remaining() / 2) {
+            shared.cluster.count(Pickup::Full);
+            shared.too_many_wait()
+        } else {
+            return Ok(Admitted(()));
+        };
+        shared.meters.message().end(error.code);
+        Err(error)
+    }
+
+    /// [`StreamPool::call`] for who asked before.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send(
+        &self,
+        _: Admitted,
         ask: impl Into<Ask>,
         build: impl Fn(u64) -> L::Outbound + Send,
     ) -> Result<L::Answer, RpcError> {
         let timing = self.shared.meters.message();
         let answer = Dispatch::new(&self.shared, ask.into(), build).run().await;
         timing.end(answer.as_ref().map_or_else(|error| error.code, |(code, _)| *code));
+        match &answer {
+            Ok(_) => self.shared.answered(false),
+            Err(error)
+                if error.code == Code::ResourceExhausted && error.reason != reason::CLIENT_OVERLOADED =>
+            {
+                self.shared.answered(true);
+            }
+            // Nobody answered it.
+            Err(_) => {}
+        }
         answer.map(|(_, answer)| answer)
     }
 
@@ -163,6 +217,11 @@ impl<L: Lane> StreamPool<L> {
         }
     }
 }
+
+/// That a message may be sent, once.
+#[derive(Debug)]
+#[must_use = "it is there to send a message"]
+pub struct Admitted(());
 
 /// A pool at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -193,19 +252,42 @@ pub struct StreamsSnapshot {
 
 impl<L: Lane> Shared<L> {
     fn book(&self) -> MutexGuard<'_, Book<Settled<L>, Arc<Line<L>>>> {
-        self.book.lock().expect("no holder panics")
+        lock(&self.book)
     }
 
     fn posts(&self) -> MutexGuard<'_, HashMap<EndpointId, Arc<Post>>> {
-        self.posts.lock().expect("no holder panics")
+        lock(&self.posts)
     }
 
     fn stall(&self) -> MutexGuard<'_, Stall> {
-        self.stall.lock().expect("no holder panics")
+        lock(&self.stall)
     }
 
     fn budget(&self) -> MutexGuard<'_, RetryBudget> {
-        self.budget.lock().expect("no holder panics")
+        lock(&self.budget)
+    }
+
+    /// A server took a message, or had no room for it.
+    fn answered(&self, shed: bool) {
+        lock(&self.throttle).answered(shed, Instant::now());
+    }
+
+    /// Whether a message is not to be sent because the service sheds.
+    fn holds_back(&self) -> bool {
+        let (now, mut throttle) = (Instant::now(), lock(&self.throttle));
+        let probability = throttle.probability(now);
+        // The dice are thrown only where they decide.
+        let held = probability > 0.0 && self.dice.fraction() < probability;
+        if held {
+            throttle.rejected(now);
+        }
+        held
+    }
+
+    fn throttled(&self) -> RpcError {
+        let message =
+            format!("{} sheds messages; this one was held back and not sent", self.cluster.service());
+        RpcError::new(Code::ResourceExhausted, reason::THROTTLED, message).retry_after(WAITING_PAUSE)
     }
 
     fn set_problem(&self, problem: String) {
@@ -251,5 +333,9 @@ impl<L: Lane> Shared<L> {
     }
 }
 
-/// When a caller that found too many waiting may come again.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().expect("no holder panics")
+}
+
+/// When a caller may come again that found too many waiting, or was held back.
 const WAITING_PAUSE: Duration = Duration::from_millis(250);

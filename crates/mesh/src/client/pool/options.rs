@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::call::RetryBudgetOptions;
+use super::super::call::{RetryBudgetOptions, ThrottleOptions};
 
 /// How a pool behaves.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,9 @@ pub struct PoolOptions {
     pub stall: StallOptions,
     /// What bounds messages sent again.
     pub budget: RetryBudgetOptions,
+    /// When messages are held back because the service sheds. Its window is 3 s, not a channel's two minutes: messages are many,
+    /// and when a surge is over, all of them should be sent again soon.
+    pub throttle: ThrottleOptions,
     /// Where random choices start: the same seed and the same events give the same choices. `None` in production.
     pub seed: Option<u64>,
 }
@@ -44,6 +47,7 @@ impl Default for PoolOptions {
             max_waiting: 16_384,
             stall: StallOptions::default(),
             budget: RetryBudgetOptions::default(),
+            throttle: ThrottleOptions { window: Duration::from_secs(3), ..ThrottleOptions::default() },
             seed: None,
         }
     }
