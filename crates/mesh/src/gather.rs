@@ -215,7 +215,7 @@ mod tests {
     use std::{future::poll_fn, sync::Mutex};
 
     use rand::{Rng, SeedableRng, rngs::StdRng};
-    use tokio::io::AsyncWriteExt;
+    use tokio::{io::AsyncWriteExt, sync::mpsc};
 
     use super::*;
 
@@ -253,8 +253,8 @@ mod tests {
     }
 
     /// A task that, as hyper's, writes what it is given and flushes whenever it runs; it shuts down at the end.
-    fn connection(socket: Socket) -> tokio::sync::mpsc::UnboundedSender<Vec<u8>> {
-        let (send, mut receive) = tokio::sync::mpsc::unbounded_channel::<Vec<u8>>();
+    fn connection(socket: Socket) -> mpsc::Sender<Vec<u8>> {
+        let (send, mut receive) = mpsc::channel::<Vec<u8>>(128);
         let mut io = Gathered::new(socket);
         let mut rest: Vec<u8> = Vec::new();
         tokio::spawn(poll_fn(move |context| {
@@ -287,7 +287,7 @@ mod tests {
         for round in 1..=3 {
             for _ in 0..8 {
                 let connection = connection.clone();
-                tokio::spawn(async move { connection.send(vec![1; 100]).unwrap() });
+                tokio::spawn(async move { connection.try_send(vec![1; 100]).unwrap() });
             }
             assert_eq!(until(&socket, round * 800).await, vec![800; round]);
         }
@@ -298,7 +298,7 @@ mod tests {
         let socket = Socket::new(usize::MAX);
         let connection = connection(socket.clone());
         for round in 1..=3 {
-            connection.send(vec![1; 10]).unwrap();
+            connection.try_send(vec![1; 10]).unwrap();
             assert_eq!(until(&socket, round * 10).await, vec![10; round]);
         }
     }
@@ -341,7 +341,7 @@ mod tests {
         let socket = Socket::new(usize::MAX);
         let connection = connection(socket.clone());
         for length in [10, LARGE, 20] {
-            connection.send(vec![1; length]).unwrap();
+            connection.try_send(vec![1; length]).unwrap();
         }
         assert_eq!(until(&socket, LARGE + 30).await, [10, LARGE, 20]);
     }
@@ -351,7 +351,7 @@ mod tests {
         let socket = Socket::new(usize::MAX);
         let connection = connection(socket.clone());
         for _ in 0..100 {
-            connection.send(vec![1; LARGE - 1]).unwrap();
+            connection.try_send(vec![1; LARGE - 1]).unwrap();
         }
         let writes = until(&socket, 100 * (LARGE - 1)).await;
         assert_eq!(writes, vec![2 * (LARGE - 1); 50]);
@@ -377,7 +377,7 @@ mod tests {
         while !rest.is_empty() {
             let length = random.random_range(1..=40_000).min(rest.len());
             let (said, left) = rest.split_at(length);
-            connection.send(said.to_vec()).unwrap();
+            connection.try_send(said.to_vec()).unwrap();
             rest = left;
             if random.random_bool(0.5) {
                 tokio::task::yield_now().await;

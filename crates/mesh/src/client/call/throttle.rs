@@ -73,6 +73,12 @@ impl Throttle {
         ((requests as f64 - self.options.k * accepts as f64) / (requests as f64 + 1.0)).max(0.0)
     }
 
+    /// Whether calls were shed lately: then whatever is done twice takes the place of a call that is shed.
+    pub fn sheds(&mut self, now: Instant) -> bool {
+        self.advance(now);
+        self.total.requests != self.total.accepts
+    }
+
     /// A call was turned away here: it counts as tried, else the share of calls let through would creep up again.
     pub fn rejected(&mut self, now: Instant) {
         self.answered(true, now);

@@ -263,13 +263,15 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         Ok(None)
     }
 
-    /// Whether a message that was refused for lack of room goes to another replica: there is one, and the budget allows it.
+    /// Whether a message that was refused for lack of room goes to another replica: there is one, the budget allows it, and
+    /// it is not so that the others have no room either.
     fn may_move(&self) -> bool {
         let other = || {
             let choice = self.shared.cluster.peek(self.pick(&self.tried));
             choice.is_some_and(|choice| !self.tried.contains(&choice.id()))
         };
         let moves = self.sent < self.shared.options.max_attempts
+            && !self.shared.sheds()
             && other()
             && self.shared.budget().withdraw(Instant::now());
         if moves {
@@ -279,12 +281,16 @@ impl<'a, L: Lane, B: Fn(u64) -> L::Outbound> Dispatch<'a, L, B> {
         moves
     }
 
-    /// A message stalls: another replica that has a credit gets it too, if the budget allows it. Who answers first wins.
+    /// A message stalls: another replica that has a credit gets it too, if the budget allows it. Who answers first wins. Not
+    /// while the service sheds: there everything waits, and the second answer costs somebody else theirs.
     fn hedge(&mut self) {
         let now = Instant::now();
         let again = now + self.stalls_after();
         for flight in self.flying.iter_mut().filter(|flight| flight.look <= now) {
             (flight.stalled, flight.look) = (true, again);
+        }
+        if self.shared.sheds() {
+            return;
         }
         let mut avoid = self.tried.clone();
         avoid.extend(self.flying.iter().map(|flight| flight.endpoint()));

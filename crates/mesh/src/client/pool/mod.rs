@@ -284,6 +284,11 @@ impl<L: Lane> Shared<L> {
         held
     }
 
+    /// Whether the service turned messages away lately.
+    fn sheds(&self) -> bool {
+        lock(&self.throttle).sheds(Instant::now())
+    }
+
     fn throttled(&self) -> RpcError {
         let message =
             format!("{} sheds messages; this one was held back and not sent", self.cluster.service());
