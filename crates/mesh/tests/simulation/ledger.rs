@@ -51,10 +51,12 @@ const ENOUGH: Duration = Duration::from_secs(4);
 const NOTICED: Duration = Duration::from_millis(100);
 
 /// Reasons for which a message may fail.
-const KNOWN: [&str; 5] = [
+const KNOWN: [&str; 6] = [
     reason::DEADLINE_EXCEEDED,
     reason::SERVICE_UNAVAILABLE,
     reason::CLIENT_OVERLOADED,
+    // Held back, because many before it were `FULL`.
+    reason::THROTTLED,
     "FULL",
     // Of a call whose connection broke: no server gave a reason.
     "UNAVAILABLE",
