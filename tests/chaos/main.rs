@@ -14,5 +14,6 @@ mod book;
 mod client;
 mod faults;
 mod load;
+mod overload;
 mod rolling;
 mod support;
