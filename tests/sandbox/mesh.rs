@@ -97,9 +97,18 @@ async fn a_client_out_of_time_is_told_during_what() {
     let address = node.address(Role::Ingest).unwrap();
     let mut client = IngestServiceClient::connect(format!("http://{address}")).await.unwrap();
     let frame = Frame { user_id: "ada".into(), image: frames::png(1, 48).into(), ..Frame::default() };
-    let mut request = tonic::Request::new(ClassifyRequest { frame: Some(frame) });
-    request.set_timeout(Duration::from_secs(1));
-    let status = client.classify(request).await.unwrap_err();
+    let mut told = None;
+    // The answer comes 10 ms before the client's own clock ends the call: on a busy machine that may be too late once.
+    for _ in 0..5 {
+        let mut request = tonic::Request::new(ClassifyRequest { frame: Some(frame.clone()) });
+        request.set_timeout(Duration::from_secs(1));
+        let status = client.classify(request).await.unwrap_err();
+        if status.code() != tonic::Code::Cancelled {
+            told = Some(status);
+            break;
+        }
+    }
+    let status = told.expect("the client's own clock was always first");
     let (code, reason, message) = crate::errors::seen(&status);
     assert_eq!((code, reason.as_str()), (tonic::Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
     assert_eq!(message, "the deadline passed during: asking the rate limiter");

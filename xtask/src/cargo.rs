@@ -25,7 +25,19 @@ pub(crate) fn command(libtorch: &LibTorch) -> Command {
     let mut command = Command::new(cargo());
     // The user's own would override LIBTORCH inside torch-sys.
     command.current_dir(root()).envs(libtorch.env.iter().cloned()).env_remove("LIBTORCH_USE_PYTORCH");
+    // What `cargo run` tells xtask of itself: ring's build script looks at it, and would be run again, with all that is built on
+    // ring, whenever a plain `cargo build` comes after an xtask.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_the_package) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+/// Whether cargo sets this variable for a program that it runs, to tell which package it is of.
+fn is_of_the_package(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| variable.starts_with(start))
 }
 
 /// Where [`remember`] writes.
