@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::{Answer, Home, Result, Server, Spec, free_port, http, io, tools::find};
+use crate::{Answer, Home, Result, Server, Spec, http, io, lasting_port, tools::find};
 
 /// A Jaeger that takes OTLP over gRPC.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Jaeger {
     /// # Errors
     /// [`crate::Error`].
     pub fn start() -> Result<Self> {
-        Self::start_at(Home::temporary("jaeger")?, free_port())
+        Self::start_at(Home::temporary("jaeger")?, lasting_port())
     }
 
     /// The same at a place of the caller's choice, with its page on this port.
@@ -27,7 +27,7 @@ impl Jaeger {
     /// # Errors
     /// [`crate::Error`].
     pub fn start_at(home: Home, query: u16) -> Result<Self> {
-        let (otlp, grpc) = (free_port(), free_port());
+        let (otlp, grpc) = (lasting_port(), lasting_port());
         let file = home.folder().join("jaeger.yaml");
         fs::write(&file, config(otlp, query, grpc)).map_err(io("writing jaeger.yaml"))?;
         let spec = Spec {

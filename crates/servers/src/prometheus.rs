@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::{Answer, Home, Result, Server, Spec, free_port, http, io, tools::find};
+use crate::{Answer, Home, Result, Server, Spec, http, io, lasting_port, tools::find};
 
 /// A Prometheus that scrapes every second.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ impl Prometheus {
     /// # Errors
     /// [`crate::Error`].
     pub fn start(jobs: &[(&str, Vec<String>)]) -> Result<Self> {
-        Self::start_at(Home::temporary("prometheus")?, free_port(), jobs)
+        Self::start_at(Home::temporary("prometheus")?, lasting_port(), jobs)
     }
 
     /// The same at a place and port of the caller's choice.
