@@ -103,9 +103,11 @@ impl Flood {
     }
 }
 
-/// Verdicts a second.
+/// Verdicts a second, of those that came within `length`: what queues still hold then is worked off later.
 fn goodput(told: &[Told], length: Duration) -> f64 {
-    told.iter().filter(|told| told.refusal.is_none()).count() as f64 / length.as_secs_f64()
+    let end = told.iter().map(|told| told.due).min().map(|begin| begin + length);
+    let served = |told: &&Told| told.refusal.is_none() && Some(told.due + told.took) <= end;
+    told.iter().filter(served).count() as f64 / length.as_secs_f64()
 }
 
 fn at(share: f64, told: &[Told], which: impl Fn(&Told) -> bool) -> Duration {
