@@ -35,6 +35,9 @@ const CALLERS: usize = 12;
 /// After the surge all must be as before within this.
 const RECOVERS: Duration = Duration::from_secs(5);
 
+/// The part of all that may be let in and not be served in time.
+const LATE: f64 = 0.05;
+
 /// How one frame fared.
 struct Told {
     due: Instant,
@@ -178,11 +181,18 @@ async fn five_times_the_load_costs_little_of_what_can_be_done() {
 
     assert!(served >= 0.9 * capacity, "{served:.1} verdicts/s of {capacity:.1}");
     assert!(slowest <= TIMEOUT, "p99 of those who were served: {slowest:?}");
-    for told in &told {
-        let Some(refusal) = &told.refusal else { continue };
+    let mut late = 0;
+    for refusal in told.iter().filter_map(|told| told.refusal.as_ref()) {
+        // The caller's clock and the server's end a call at the same moment; whose word it is, is chance.
+        let by_caller = refusal.code == Code::Cancelled && refusal.message == "Timeout expired";
+        if by_caller || refusal.code == Code::DeadlineExceeded {
+            late += 1;
+            continue;
+        }
         let clear = refusal.code == Code::ResourceExhausted && refusal.retry_after.is_some();
-        assert!(clear || refusal.code == Code::DeadlineExceeded, "{refusal:?}");
+        assert!(clear, "{refusal:?}");
     }
+    assert!((late as f64) < LATE * told.len() as f64, "{late} of {} are out of time", told.len());
     assert!(repeats < 0.1, "{repeats:.3} of the load is repeats");
     assert!(end < 1.1 * filled, "{filled:.0} MiB, then {end:.0} MiB");
     let late = recovering[0].due + RECOVERS;
