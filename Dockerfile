@@ -14,8 +14,8 @@ RUN apt-get update \
 ENV SIGHTLINE_CACHE=/cache CARGO_TARGET_DIR=/target CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 WORKDIR /src
 COPY . .
-# The set-up of a developer: libtorch, the binary, the model. It ends by classifying sample photographs.
-RUN cargo xtask dev --once
+# What a developer has too: libtorch and the model; and the binary with all optimisations.
+RUN cargo xtask build
 
 FROM build AS files-cpu
 RUN sh docker/layout.sh cpu /target/release/sightline /cache/libtorch-2.11.0-cpu \

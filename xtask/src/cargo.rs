@@ -57,11 +57,25 @@ pub(crate) fn remember(libtorch: &LibTorch) -> Result<()> {
     std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Builds the release binary; cargo shows its own progress.
-pub(crate) fn build_binary(libtorch: &LibTorch) -> Result<PathBuf> {
-    let build = ["build", "--release", "-p", "sightline-cli", "--message-format=json-render-diagnostics"];
+/// How the binary is built: profiles of the workspace's Cargo.toml.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Profile {
+    /// Soon there.
+    Quick,
+    /// What ships and is measured.
+    Release,
+}
+
+/// Builds the binary; cargo shows its own progress.
+pub(crate) fn build_binary(libtorch: &LibTorch, profile: Profile) -> Result<PathBuf> {
+    let profile = match profile {
+        Profile::Quick => "quick",
+        Profile::Release => "release",
+    };
+    let build = ["build", "-p", "sightline-cli", "--message-format=json-render-diagnostics", "--profile"];
+    let mut cargo = command(libtorch);
     let output =
-        command(libtorch).args(build).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+        cargo.args(build).arg(profile).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
         bail!("the build failed; it needs a C and C++ compiler (Debian: apt-get install build-essential)");
     }

@@ -11,7 +11,11 @@ use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar};
 use sightline_servers::cluster::{Cluster, Listing, Plan, Ports, Replicas, Role, kill};
 
-use crate::{SetUp, cargo, go, model, samples, servers, set_up};
+use crate::{
+    SetUp,
+    cargo::{self, Profile},
+    go, model, samples, servers, set_up,
+};
 
 const HELP: &str = "\
 cargo xtask cluster [--replicas N]   start Redis, PostgreSQL, Jaeger, Prometheus and N replicas (2) of each service,
@@ -48,7 +52,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     };
     let progress = MultiProgress::new();
     servers::for_cluster(&progress)?;
-    let SetUp { binary, .. } = set_up(&progress)?;
+    let SetUp { binary, .. } = set_up(&progress, Profile::Quick)?;
     let model = model::ensure(&progress, &binary, model::DEFAULT)?;
     sightline_servers::use_tools(go::folder()?);
     let plan = Plan {

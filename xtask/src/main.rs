@@ -18,12 +18,15 @@ use std::{os::unix::process::CommandExt, path::PathBuf, process::ExitCode};
 use anyhow::{Context, Result, bail};
 use indicatif::MultiProgress;
 
+use crate::cargo::Profile;
+
 const HELP: &str = "\
 cargo xtask COMMAND
 
   dev [--once] [IMAGE…]  fetch libtorch and the model, build, start the mesh, classify the images (or a few samples)
                          and stay up until Ctrl-C; with --once stop after the table
   test [ARGUMENT…]       fetch what the tests need and run all of them; arguments go to `cargo test`
+  build                  build the binary that ships, with all optimisations, and fetch the model; prints where both are
   cluster [--replicas N] start Redis, PostgreSQL, Jaeger, Prometheus and several replicas of each service as processes;
                          --kill NAME from another terminal kills one
   tools                  fetch and build the servers that tests start; prints where: eval \"$(cargo xtask tools)\"
@@ -52,6 +55,7 @@ fn run() -> Result<ExitCode> {
         "dev" => dev(&rest),
         "cluster" => cluster::run(&rest),
         "tools" => get_tools(),
+        "build" => build(),
         "test" => test(&rest),
         "lint" => lint::run(),
         "gen" => generate(),
@@ -70,16 +74,16 @@ fn run() -> Result<ExitCode> {
     }
 }
 
-/// What both main commands need: libtorch, the release binary, the default model.
+/// What both main commands need: libtorch, the binary, the default model.
 struct SetUp {
     libtorch: libtorch::LibTorch,
     binary: PathBuf,
 }
 
-fn set_up(progress: &MultiProgress) -> Result<SetUp> {
+fn set_up(progress: &MultiProgress, profile: Profile) -> Result<SetUp> {
     let libtorch = libtorch::ensure(progress)?;
     cargo::remember(&libtorch)?;
-    let binary = cargo::build_binary(&libtorch)?;
+    let binary = cargo::build_binary(&libtorch, profile)?;
     Ok(SetUp { libtorch, binary })
 }
 
@@ -90,7 +94,7 @@ fn dev(arguments: &[String]) -> Result<ExitCode> {
     if let Some(flag) = flags.iter().find(|flag| *flag != "--once") {
         bail!("dev: {flag} is not an option; there is --once");
     }
-    let SetUp { binary, .. } = set_up(&progress)?;
+    let SetUp { binary, .. } = set_up(&progress, Profile::Quick)?;
     model::ensure(&progress, &binary, model::DEFAULT)?;
     let images = match images.is_empty() {
         true => samples::ensure(&progress)?.into_iter().map(|path| path.display().to_string()).collect(),
@@ -101,9 +105,18 @@ fn dev(arguments: &[String]) -> Result<ExitCode> {
     Err(error).with_context(|| format!("cannot start {}", binary.display()))
 }
 
+/// For those who install it, and for the image.
+fn build() -> Result<ExitCode> {
+    let progress = MultiProgress::new();
+    let SetUp { binary, .. } = set_up(&progress, Profile::Release)?;
+    let model = model::ensure(&progress, &binary, model::DEFAULT)?;
+    cargo::print(&format!("{}\n{}", binary.display(), model.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
 fn test(arguments: &[String]) -> Result<ExitCode> {
     let progress = MultiProgress::new();
-    let SetUp { libtorch, binary } = set_up(&progress)?;
+    let SetUp { libtorch, binary } = set_up(&progress, Profile::Quick)?;
     let mut command = cargo::command(&libtorch);
     command.args(["test", "--workspace"]).args(arguments);
     match servers::for_tests(&progress)? {
@@ -140,7 +153,7 @@ fn get_tools() -> Result<ExitCode> {
 
 fn bench(arguments: &[String]) -> Result<ExitCode> {
     let progress = MultiProgress::new();
-    let SetUp { libtorch, binary } = set_up(&progress)?;
+    let SetUp { libtorch, binary } = set_up(&progress, Profile::Release)?;
     let name = match arguments.first().map(String::as_str) {
         Some(name @ ("serving" | "ratelimiter" | "stats" | "mesh")) => name,
         _ => bail!("bench: name one of: serving, ratelimiter, stats, mesh"),
@@ -168,7 +181,7 @@ const CHART: [&str; 3] = ["the_schema_has_the_settings", "every_value_is_documen
 fn generate() -> Result<ExitCode> {
     let mut codegen = std::process::Command::new(cargo::cargo());
     cargo::check(codegen.args(["run", "-q", "-p", "sightline-codegen"]))?;
-    let SetUp { binary, .. } = set_up(&MultiProgress::new())?;
+    let SetUp { binary, .. } = set_up(&MultiProgress::new(), Profile::Quick)?;
     let output = cargo::output(std::process::Command::new(binary).args(["config", "print", "--markdown"]))?;
     std::fs::write(cargo::root().join("docs/CONFIG.md"), output)?;
     go::helm(&MultiProgress::new())?;
