@@ -1,17 +1,16 @@
 //! Checks that arrive together share a round trip.
 //!
-//! A few workers take turns at one bounded queue: each takes all that waits there, up to a batch, asks Redis, answers, and
-//! comes back. While all of them wait for Redis, checks gather; so a lone check goes out at once, and the busier it is, the
-//! larger the batches. One call of the script carries all checks of a batch whose keys share a slot: measured on Redis 7.0
-//! for checks of two rules, CPU of Redis per check is 17 µs with 32 unary callers and 7.4 µs with a busy stream
-//! (docs/BENCHMARKS.md), since most of a call's cost is parsing it, entering Lua and writing the answer.
+//! A lone check goes out at once. While Redis works on a batch, checks gather in a bounded queue; they go when it has answered,
+//! or before that when they are half a batch already. So the busier it is, the larger the batches. One call of the script
+//! carries all checks of a batch whose keys share a slot: most of a call's cost is parsing it, entering Lua and writing the
+//! answer, which a check in a full batch pays a sixty-fourth of (docs/BENCHMARKS.md).
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sightline_redis::{Link, LinkError, Script, Topology};
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
-    task::yield_now,
+    sync::{mpsc, oneshot},
+    task::{JoinSet, yield_now},
 };
 use tracing::warn;
 
@@ -22,9 +21,9 @@ use super::{
     wire::{Call, Op, Verdict},
 };
 
-/// Batches on their way at once: while Redis works on one, the next gathers and is written. With a third, batches were smaller
-/// and checks took a tenth more CPU.
-const WORKERS: usize = 2;
+/// Batches on their way at once: while Redis works on one, the next is written. With a third, batches were smaller and checks
+/// took a tenth more CPU.
+const ON_THEIR_WAY: usize = 2;
 /// Counters of one call: Redis runs nothing else meanwhile, and Lua takes no more than 8,000 keys at once.
 const MAX_COUNTERS: usize = 2048;
 
@@ -37,44 +36,62 @@ pub(super) struct Entry {
     pub(super) reply: oneshot::Sender<Verdict>,
 }
 
-/// The queue's end that callers hold. The workers end with the last of them.
+/// The queue's end that callers hold. Who works on it ends with the last of them.
 pub(super) type Queue = mpsc::Sender<Entry>;
 
-/// Starts the workers.
+/// Starts to work on a queue.
 pub(super) fn start(link: Link, settings: Settings, clock: Clock) -> Queue {
     let Settings { prefix, batch, queue, keep, .. } = settings;
     let (sender, receiver) = mpsc::channel(queue);
-    let receiver = Arc::new(Mutex::new(receiver));
-    let caller =
-        Arc::new(Caller { link, prefix, clock, keep, script: Script::new(include_str!("gcra.lua")) });
-    for _ in 0..WORKERS {
-        tokio::spawn(work(Arc::clone(&caller), Arc::clone(&receiver), batch));
-    }
+    let caller = Caller { link, prefix, clock, keep, script: Script::new(include_str!("gcra.lua")) };
+    tokio::spawn(work(Arc::new(caller), receiver, batch));
     sender
 }
 
-async fn work(caller: Arc<Caller>, queue: Arc<Mutex<mpsc::Receiver<Entry>>>, batch: usize) {
+async fn work(caller: Arc<Caller>, mut queue: mpsc::Receiver<Entry>, batch: usize) {
+    let mut on_their_way = JoinSet::new();
     let mut entries = Vec::with_capacity(batch);
-    while gather(&mut *queue.lock().await, &mut entries, batch).await {
+    loop {
+        let room = batch - entries.len();
+        tokio::select! {
+            Some(_) = on_their_way.join_next() => {}
+            taken = queue.recv_many(&mut entries, room), if room > 0 => if taken == 0 {
+                return;
+            },
+        }
+        let goes = match on_their_way.len() {
+            0 => !entries.is_empty(),
+            less if less < ON_THEIR_WAY => entries.len() == batch,
+            _ => false,
+        };
+        if !goes {
+            continue;
+        }
+        gather(&mut queue, &mut entries, batch).await;
+        let mut entries = std::mem::replace(&mut entries, Vec::with_capacity(batch));
         // Who stopped waiting is not charged. A refund is owed all the same.
         entries.retain(|entry| entry.op == Op::Refund || !entry.reply.is_closed());
-        caller.decide(&mut entries).await;
+        let caller = Arc::clone(&caller);
+        on_their_way.spawn(async move { caller.decide(entries).await });
     }
 }
 
-/// Waits for checks and takes those that arrive together; false when there will be no more. The first check wakes this task
-/// at once, before the thread has come to the other checks that the same read of a socket brought: they go first.
-async fn gather(queue: &mut mpsc::Receiver<Entry>, entries: &mut Vec<Entry>, batch: usize) -> bool {
-    if queue.recv_many(entries, batch).await == 0 {
-        return false;
+/// Takes the checks that arrive together with what was taken: those of one read of a socket, to which the thread has not come
+/// yet when the first wakes this task, and of the other sockets that can be read too. As long as each turn of the thread brings
+/// some, a batch costs them no time in which nothing is done for checks, and half of it is enough.
+async fn gather(queue: &mut mpsc::Receiver<Entry>, entries: &mut Vec<Entry>, batch: usize) {
+    loop {
+        let before = entries.len();
+        yield_now().await;
+        while entries.len() < batch
+            && let Ok(entry) = queue.try_recv()
+        {
+            entries.push(entry);
+        }
+        if entries.len() == before || entries.len() == batch {
+            return;
+        }
     }
-    yield_now().await;
-    while entries.len() < batch
-        && let Ok(entry) = queue.try_recv()
-    {
-        entries.push(entry);
-    }
-    true
 }
 
 struct Caller {
@@ -86,9 +103,9 @@ struct Caller {
 }
 
 impl Caller {
-    async fn decide(&self, entries: &mut Vec<Entry>) {
+    async fn decide(&self, entries: Vec<Entry>) {
         if self.link.topology() != Topology::Cluster {
-            let mut rest = entries.drain(..).peekable();
+            let mut rest = entries.into_iter().peekable();
             while rest.peek().is_some() {
                 let mut counters = 0;
                 let mut call = Vec::new();
@@ -103,7 +120,7 @@ impl Caller {
             return;
         }
         let mut by_slot: BTreeMap<u16, Vec<Entry>> = BTreeMap::new();
-        for entry in entries.drain(..) {
+        for entry in entries {
             by_slot.entry(entry.charges[0].key.slot()).or_default().push(entry);
         }
         // Written one after the other without waiting: redis-rs pipelines them to each node.
