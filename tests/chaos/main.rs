@@ -5,7 +5,7 @@
 //! than CI's two slow cores allow:
 //!
 //! ```text
-//! SIGHTLINE_CHAOS_RATE=1000 SIGHTLINE_CHAOS_ROUNDS=20 cargo xtask test --release -p sightline-tests --test chaos -- --nocapture
+//! SIGHTLINE_CHAOS_RATE=1000 SIGHTLINE_CHAOS_ROUNDS=20 cargo xtask test --profile quick -p sightline-tests --test chaos -- --nocapture
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests: a panic is a failed test, figures are of use
