@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What each further place that was left counts for: the last dozens decide.
+/// What each further place that was left counts for: the last dozens decide. Until there are as many, all count the same.
 const WEIGHT: f64 = 1.0 / 32.0;
+/// Places that say something of the pace: fewer may all have been left late, because the machine was busy elsewhere.
+const ENOUGH: f64 = 8.0;
 
 /// The pace at which a line moves while there is one, and from it how long a line is in time.
 ///
@@ -15,8 +17,10 @@ const WEIGHT: f64 = 1.0 / 32.0;
 /// because whoever comes to its head has waited for nearly all of the time there was.
 #[derive(Debug, Default)]
 pub struct WaitEstimate {
-    /// Seconds between two that leave it. `None`: nobody has waited yet.
-    pace: Option<f64>,
+    /// Seconds between two that leave it.
+    pace: f64,
+    /// Places that this is the mean of, at most `1 / WEIGHT`.
+    seen: f64,
     /// When the line last moved, if somebody was left in it: an empty one has no pace.
     moved: Option<Instant>,
 }
@@ -28,18 +32,26 @@ impl WaitEstimate {
             && count > 0
         {
             let each = now.saturating_duration_since(moved).as_secs_f64() / count as f64;
-            let old = (1.0 - WEIGHT).powf(count as f64);
-            self.pace = Some(self.pace.map_or(each, |pace| old * pace + (1.0 - old) * each));
+            let all = self.seen + count as f64;
+            let old = match all <= 1.0 / WEIGHT {
+                true => self.seen / all,
+                false => (1.0 - WEIGHT).powf(count as f64),
+            };
+            self.pace = old * self.pace + (1.0 - old) * each;
+            self.seen = all.min(1.0 / WEIGHT);
         }
         self.moved = others.then_some(now);
     }
 
-    /// How long who joins behind so many others will wait. Zero while nothing is known, and for an empty line: so
+    /// How long who joins behind so many others will wait. Zero while little is known, and for an empty line: so
     /// there is always somebody by whom the pace is learnt.
     pub fn behind(&self, others: usize) -> Duration {
         // More than this is not worth telling apart.
         const LONGEST: f64 = 3600.0;
-        Duration::from_secs_f64((self.pace.unwrap_or_default() * others as f64).min(LONGEST))
+        if self.seen < ENOUGH {
+            return Duration::ZERO;
+        }
+        Duration::from_secs_f64((self.pace * others as f64).min(LONGEST))
     }
 }
 
@@ -68,12 +80,27 @@ mod tests {
 
     #[test]
     fn the_time_without_a_line_does_not_count() {
-        let (mut wait, now) = (WaitEstimate::default(), Instant::now());
-        wait.left(1, true, now);
-        wait.left(1, false, now + 10 * MS);
-        let later = now + Duration::from_secs(100);
-        wait.left(1, true, later);
-        wait.left(1, false, later + 10 * MS);
+        let (mut wait, mut now) = (WaitEstimate::default(), Instant::now());
+        for _ in 0..8 {
+            wait.left(1, true, now);
+            wait.left(1, false, now + 10 * MS);
+            now += Duration::from_secs(100);
+        }
         assert_eq!(wait.behind(10).as_millis(), 100);
+    }
+
+    #[test]
+    fn one_that_leaves_late_says_little() {
+        let (mut wait, mut now) = (WaitEstimate::default(), Instant::now());
+        wait.left(1, true, now);
+        now += 100 * MS;
+        wait.left(1, true, now);
+        assert_eq!(wait.behind(1000), Duration::ZERO, "the first alone says nothing");
+        for _ in 0..19 {
+            now += MS;
+            wait.left(1, true, now);
+        }
+        let behind = wait.behind(1000).as_millis();
+        assert!((5900..=6000).contains(&behind), "{behind}: a twentieth of the first's");
     }
 }
