@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-use crate::RpcError;
+use crate::{RpcError, names::GRPC_TIMEOUT};
 
 /// The point in time after which nobody reads the answer.
 ///
@@ -44,7 +44,7 @@ impl Deadline {
 
     /// What `grpc-timeout` says.
     pub(crate) fn timeout_in(headers: &HeaderMap) -> Option<Duration> {
-        headers.get(GRPC_TIMEOUT)?.to_str().ok().and_then(parse_timeout)
+        headers.get(&GRPC_TIMEOUT)?.to_str().ok().and_then(parse_timeout)
     }
 
     /// What is left, as `grpc-timeout` says it to the next hop.
@@ -84,9 +84,6 @@ impl Deadline {
         tokio::time::timeout_at(self.0, work).await.map_err(|_| RpcError::deadline(stage))
     }
 }
-
-/// The header that carries how long the caller waits.
-pub(crate) const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 /// In the smallest unit from microseconds that eight digits can hold; never 0, which the specification does not allow.
 fn write_timeout(left: Duration) -> HeaderValue {

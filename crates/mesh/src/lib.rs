@@ -41,6 +41,7 @@ mod gather;
 pub mod health;
 pub mod identity;
 pub mod io;
+mod names;
 mod observe;
 pub mod server;
 mod sizes;

@@ -15,7 +15,6 @@ use std::{
 
 use http::{HeaderMap, HeaderValue, Request, Response, header::USER_AGENT};
 use serde::Serialize;
-use sightline_telemetry::trace::TRACEPARENT;
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::Service;
@@ -25,11 +24,15 @@ use super::{
     balance::ring_hash::fnv1a,
     call::{
         AttemptBudget, Backoff, Call, CallContext, CallRecord, Counters, Kept, Method, MethodPolicies,
-        PREVIOUS_ATTEMPTS, Replay, RetryBudget, RetryBudgetOptions, Throttle, ThrottleOptions, run,
+        Replay, RetryBudget, RetryBudgetOptions, Throttle, ThrottleOptions, run,
     },
     dice::Dice,
 };
-use crate::{Deadline, RpcError, reason};
+use crate::{
+    Deadline, RpcError,
+    names::{PREVIOUS_ATTEMPTS, TRACEPARENT},
+    reason,
+};
 
 /// How the calls to one service are made.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +120,7 @@ impl Channel {
             policies.iter().map(|(path, policy)| (path.to_owned(), method(path, *policy))).collect();
         let mut headers = cluster.request(()).into_parts().0.into_headers();
         // That of whoever makes the channel, not of a call.
-        headers.remove(TRACEPARENT);
+        headers.remove(&TRACEPARENT);
         headers.insert(
             USER_AGENT,
             HeaderValue::from_static(concat!("sightline-mesh/", env!("CARGO_PKG_VERSION"))),
@@ -193,7 +196,7 @@ impl Shared {
         };
         let mut headers = head.headers;
         // Of a call that is passed on with its metadata.
-        headers.remove(PREVIOUS_ATTEMPTS);
+        headers.remove(&PREVIOUS_ATTEMPTS);
         for (name, value) in &shared.headers {
             if !headers.contains_key(name) {
                 headers.append(name, value.clone());

@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method as HttpMethod, Request, Response, Uri, Version};
-use sightline_telemetry::trace::{Parent, TRACEPARENT};
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request, Response, Uri, Version};
+use sightline_telemetry::trace::Parent;
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::ServiceExt;
@@ -15,16 +15,14 @@ use super::{
     super::{EndpointId, Outcome, Pick, Picked, TransportError, channel::Shared},
     observe::{AttemptRecord, CallRecord, Method, Nth},
     replay::Replay,
-    tree::{ATTEMPTS_LEFT, AttemptBudget, Loan},
+    tree::{AttemptBudget, Loan},
     verdict::Verdict,
 };
 use crate::{
     Deadline, RpcError,
-    deadline::{GRPC_TIMEOUT, never_indexed},
+    deadline::never_indexed,
+    names::{ATTEMPTS_LEFT, GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, TRACEPARENT},
 };
-
-/// How many attempts were sent before this one (gRFC A6).
-pub(crate) const PREVIOUS_ATTEMPTS: &str = "grpc-previous-rpc-attempts";
 
 /// One call and everything that its attempts have in common.
 pub(crate) struct Call {
@@ -95,17 +93,17 @@ impl Call {
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
         if let Some(deadline) = self.deadline {
-            headers.insert(HeaderName::from_static(GRPC_TIMEOUT), deadline.header());
+            headers.insert(&GRPC_TIMEOUT, deadline.header());
         }
         if number > 0 {
-            headers.insert(HeaderName::from_static(PREVIOUS_ATTEMPTS), HeaderValue::from(number));
+            headers.insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(number));
         }
-        headers.insert(HeaderName::from_static(ATTEMPTS_LEFT), flight.loan.header());
+        headers.insert(&ATTEMPTS_LEFT, flight.loan.header());
         let trace = Parent::of(flight.record.span()).traceparent();
         let trace = Some(trace).filter(|text| !text.is_empty());
         if let Some(mut value) = trace.and_then(|text| text.parse::<HeaderValue>().ok()) {
             never_indexed(&mut value);
-            headers.insert(HeaderName::from_static(TRACEPARENT), value);
+            headers.insert(&TRACEPARENT, value);
         }
         request
     }

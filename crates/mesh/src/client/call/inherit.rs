@@ -6,16 +6,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 use http_body::{Frame, SizeHint};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::tree::{ATTEMPTS_LEFT, CallContext, read};
-use crate::Deadline;
+use super::tree::{CallContext, read};
+use crate::{
+    Deadline,
+    names::{ATTEMPTS_LEFT, GRPC_STATUS},
+};
 
 /// A layer around the services of a server: each call is served in a [`CallContext`], which is also in its request's
-/// extensions, and answers say how many of the lent attempts were not used.
+/// extensions, and answers say how many of the lent attempts were not used: nothing when none was, as one says that knows nothing
+/// of attempts.
 #[derive(Debug, Clone, Copy)]
 pub struct Inherit {
     /// What a call begins with that brings nothing, and the most that is believed of one that does.
@@ -76,32 +80,33 @@ where
         let context = self.inherit.context(request.headers());
         request.extensions_mut().insert(context.clone());
         let answer = context.sync_scope(|| self.inner.call(request));
-        let tell = self.inherit.trusted;
+        let lent = self.inherit.trusted.then(|| context.attempts().left());
         Box::pin(
-            context.clone().scope(async move { answer.await.map(|answer| follow(answer, context, tell)) }),
+            context.clone().scope(async move { answer.await.map(|answer| follow(answer, context, lent)) }),
         )
     }
 }
 
-/// The rest of an answer is made in the context too.
-fn follow(mut answer: http::Response<Body>, context: CallContext, tell: bool) -> http::Response<Body> {
-    if answer.headers().contains_key("grpc-status") {
-        if tell {
-            put(&context, answer.headers_mut());
-        }
+/// The rest of an answer is made in the context too. `lent`: what the call began with, where its caller is to be told.
+fn follow(mut answer: http::Response<Body>, context: CallContext, lent: Option<u32>) -> http::Response<Body> {
+    if answer.headers().contains_key(&GRPC_STATUS) {
+        put(&context, lent, answer.headers_mut());
         return answer;
     }
-    answer.map(|body| Body::new(Scoped { body, context, tell }))
+    answer.map(|body| Body::new(Scoped { body, context, lent }))
 }
 
-fn put(context: &CallContext, headers: &mut HeaderMap) {
-    headers.insert(HeaderName::from_static(ATTEMPTS_LEFT), HeaderValue::from(context.attempts().left()));
+fn put(context: &CallContext, lent: Option<u32>, headers: &mut HeaderMap) {
+    let left = context.attempts().left();
+    if lent.is_some_and(|lent| left < lent) {
+        headers.insert(&ATTEMPTS_LEFT, HeaderValue::from(left));
+    }
 }
 
 struct Scoped {
     body: Body,
     context: CallContext,
-    tell: bool,
+    lent: Option<u32>,
 }
 
 impl http_body::Body for Scoped {
@@ -112,13 +117,12 @@ impl http_body::Body for Scoped {
         self: Pin<&mut Self>,
         poll: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { body, context, tell } = self.get_mut();
+        let Self { body, context, lent } = self.get_mut();
         let mut polled = context.sync_scope(|| Pin::new(body).poll_frame(poll));
-        if *tell
-            && let Poll::Ready(Some(Ok(frame))) = &mut polled
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
             && let Some(trailers) = frame.trailers_mut()
         {
-            put(context, trailers);
+            put(context, *lent, trailers);
         }
         polled
     }
@@ -144,7 +148,7 @@ mod tests {
         let mut request = http::Request::new(());
         request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("1S"));
         if let Some(attempts) = attempts {
-            request.headers_mut().insert(ATTEMPTS_LEFT, attempts.parse().unwrap());
+            request.headers_mut().insert(&ATTEMPTS_LEFT, attempts.parse().unwrap());
         }
         request
     }
@@ -189,5 +193,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_edge_believes_and_tells_nobody() {
         assert_eq!(serve(Inherit::edge(8), asking(Some("0"))).await, None);
+    }
+
+    #[test]
+    fn a_call_that_used_nothing_up_says_nothing() {
+        let mut headers = HeaderMap::new();
+        let context = CallContext::new(None, 3);
+        put(&context, Some(3), &mut headers);
+        assert_eq!(read(&headers), None);
+        assert!(context.attempts().take());
+        put(&context, Some(3), &mut headers);
+        assert_eq!(read(&headers), Some(2));
     }
 }

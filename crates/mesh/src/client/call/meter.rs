@@ -12,7 +12,10 @@ use super::{
     observe::{AttemptRecord, CallRecord, Method},
     policy::MethodPolicy,
 };
-use crate::follow::{Followed, Hear, Tally};
+use crate::{
+    follow::{Followed, Hear, Tally},
+    names::GRPC_STATUS,
+};
 
 /// Counts the calls of one method of one service.
 #[derive(Debug)]
@@ -62,7 +65,7 @@ impl Metered {
 
     /// Its answer has begun.
     pub(crate) fn follow(mut self, response: Response<Body>) -> Response<Body> {
-        if response.headers().contains_key("grpc-status") {
+        if response.headers().contains_key(&GRPC_STATUS) {
             self.trailers(response.headers());
             return response;
         }
@@ -78,7 +81,7 @@ impl Hear for Metered {
     }
 
     fn trailers(&mut self, trailers: &HeaderMap) {
-        let status = trailers.get("grpc-status");
+        let status = trailers.get(&GRPC_STATUS);
         self.end(status.map_or(Code::Unknown, |status| Code::from_bytes(status.as_bytes())));
     }
 

@@ -23,7 +23,7 @@ mod throttle;
 mod tree;
 mod verdict;
 
-pub(super) use attempt::{Call, PREVIOUS_ATTEMPTS};
+pub(super) use attempt::Call;
 pub use backoff::Backoff;
 pub use budget::{RetryBudget, RetryBudgetOptions};
 pub(super) use drive::run;

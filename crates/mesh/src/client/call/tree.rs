@@ -13,7 +13,7 @@ use std::sync::{
 
 use http::{Extensions, HeaderMap, HeaderValue};
 
-use crate::Deadline;
+use crate::{Deadline, names};
 
 /// The metadata that carries lent attempts, there in the head of a call and back at the end of its answer.
 pub const ATTEMPTS_LEFT: &str = "sightline-attempts-left";
@@ -84,7 +84,7 @@ impl Loan {
 
 /// What [`ATTEMPTS_LEFT`] says.
 pub(crate) fn read(headers: &HeaderMap) -> Option<u32> {
-    headers.get(ATTEMPTS_LEFT)?.to_str().ok()?.parse().ok()
+    headers.get(&names::ATTEMPTS_LEFT)?.to_str().ok()?.parse().ok()
 }
 
 /// What the calls made on behalf of one call have in common. A server's [`super::Inherit`] layer makes it; the clients

@@ -10,7 +10,7 @@ use super::{
     super::{Outcome, TransportError, breaker::is_failure},
     backoff::Pushback,
 };
-use crate::RpcError;
+use crate::{RpcError, names::GRPC_STATUS};
 
 /// How an attempt ended before its answer began.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Verdict {
 
     /// Of headers that have a status: trailers, or the head of an answer without messages.
     pub(crate) fn of_headers(headers: &HeaderMap) -> Option<Self> {
-        let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
+        let code = Code::from_bytes(headers.get(&GRPC_STATUS)?.as_bytes());
         Some(Self { pushback: Pushback::read(headers), shed: shed(code, headers), ..Self::of(code) })
     }
 
