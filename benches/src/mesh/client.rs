@@ -122,8 +122,9 @@ impl Caller {
             }
             Self::Channel(client) => drop(client.check(message).await?),
             Self::Traced(client) => {
-                let span = root_span!(Parent::default(), "bench.call");
-                client.check(message).instrument(span).await?;
+                let trace = Parent::default().begin();
+                let span = root_span!(trace, "bench.call");
+                trace.around(client.check(message).instrument(span)).await?;
             }
         }
         Ok(())

@@ -30,7 +30,7 @@ use metrics::{
 };
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use sightline_telemetry::trace::{Parent, TRACEPARENT, ended};
+use sightline_telemetry::trace::{Parent, ended};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
@@ -38,6 +38,7 @@ use tracing::{Instrument, Span};
 use crate::{
     RpcError,
     follow::{Followed, Hear, Tally},
+    names::{GRPC_STATUS, TRACEPARENT},
     sizes::MessageSizes,
 };
 
@@ -116,11 +117,19 @@ impl Method {
         })
     }
 
-    fn span(&self, headers: &HeaderMap) -> Span {
+    /// What the caller says of its trace, and what is decided here where it says nothing. None for calls without a span.
+    fn trace(&self, headers: &HeaderMap) -> Parent {
+        if self.span.is_none() {
+            return Parent::default();
+        }
+        let parent = headers.get(&TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Parent::read(parent).begin()
+    }
+
+    fn span(&self, trace: &Parent) -> Span {
         let Some(span) = &self.span else { return Span::none() };
-        let parent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
         sightline_telemetry::root_span!(
-            Parent::read(parent),
+            *trace,
             "call",
             otel.name = span.as_str(),
             otel.kind = "server",
@@ -268,7 +277,8 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = self.calls.methods.get(request.uri().path()).unwrap_or(&self.calls.other);
         method.started.increment(1);
-        let span = method.span(request.headers());
+        let trace = method.trace(request.headers());
+        let span = method.span(&trace);
         let (request, received) = Tally::of(request);
         let call = Call {
             method: Arc::clone(method),
@@ -280,7 +290,7 @@ where
             _in_flight: Counted::new(&self.calls.in_flight),
         };
         let answer = self.inner.call(request).instrument(span);
-        Box::pin(async move { answer.await.map(|response| call.follow(response)) })
+        Box::pin(async move { trace.around(answer).await.map(|response| call.follow(response)) })
     }
 }
 
@@ -298,7 +308,7 @@ struct Call {
 impl Call {
     /// The status is in the head of an answer without messages, and behind the messages of any other.
     fn follow(mut self, response: http::Response<Body>) -> http::Response<Body> {
-        if response.headers().contains_key("grpc-status") {
+        if response.headers().contains_key(&GRPC_STATUS) {
             self.trailers(response.headers());
             return response;
         }
@@ -312,7 +322,7 @@ impl Hear for Call {
     }
 
     fn trailers(&mut self, trailers: &HeaderMap) {
-        let Some(status) = trailers.get("grpc-status") else { return };
+        let Some(status) = trailers.get(&GRPC_STATUS) else { return };
         let code = Code::from_bytes(status.as_bytes());
         // The details are read only for those who look.
         let status = Some(trailers).filter(|_| code != Code::Ok && !self.span.is_disabled());

@@ -119,7 +119,7 @@ pub fn start(config: &TelemetryConfig, service: &str) -> Result<Telemetry, Telem
     };
     let (tracer, exporter) = otlp::start(config, endpoint, service)?;
     if logs::init(config, Some(tracer))? {
-        trace::turn_on();
+        trace::turn_on(config.otlp_sample);
     }
     Ok(Telemetry { exporter: Some(exporter) })
 }

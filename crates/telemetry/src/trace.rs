@@ -4,19 +4,26 @@
 //! the log lines stay as they are. Their names are `service.operation`.
 //!
 //! - Without `telemetry.otlp_endpoint` ([`is_on`] is false) the macros give `Span::none()`: one relaxed load.
-//! - [`root_span!`](crate::root_span): the first span of a frame here; it decides whether the trace is sampled.
+//! - [`Parent::begin`]: whether the trace of something that begins here is kept. Most are not: they get an id, for the log
+//!   lines of all that runs in [`Parent::around`], and no span.
+//! - [`root_span!`](crate::root_span): the first span of a frame here, if its trace is kept.
 //! - [`child_span!`](crate::child_span), [`child_of!`](crate::child_of): only when that was decided with yes.
 //! - [`continued_span!`](crate::continued_span): for a message of a stream, whose [`traceparent`] is sent only when
 //!   sampled: a frame that is not sampled costs the services behind ingest nothing.
 //!
 //! No field of a span ever holds a user's id, pixels, a token or a hash.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use opentelemetry::{
     Context, Value,
     trace::{SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -26,16 +33,21 @@ pub const TARGET: &str = "sightline::trace";
 /// The name of the metadata and of the fields that carry a [`Parent`] (W3C Trace Context).
 pub const TRACEPARENT: &str = "traceparent";
 
-static ON: AtomicBool = AtomicBool::new(false);
+/// Traces are not sent.
+const OFF: u64 = u64::MAX;
+/// Trace ids are 128 random bits; of their last 63, so many of `1 << 63` values are of traces that are kept, as the SDK's
+/// `TraceIdRatioBased` has it.
+static KEPT: AtomicU64 = AtomicU64::new(OFF);
 
-/// Traces are sent from now on.
-pub(crate) fn turn_on() {
-    ON.store(true, Ordering::Relaxed);
+/// Traces are sent from now on, this share of those that begin here.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a share is between 0 and 1
+pub(crate) fn turn_on(share: f64) {
+    KEPT.store((share * (1_u64 << 63) as f64) as u64, Ordering::Relaxed);
 }
 
 /// Whether traces are sent anywhere.
 pub fn is_on() -> bool {
-    ON.load(Ordering::Relaxed)
+    KEPT.load(Ordering::Relaxed) != OFF
 }
 
 /// Whether the current span belongs to a trace that is kept.
@@ -80,6 +92,38 @@ impl Parent {
         Self(context.is_valid().then_some(context))
     }
 
+    /// Decides whether the trace of something that begins here is kept, where it does not go on with another's: then
+    /// this stays none, and [`root_span!`](crate::root_span) begins a trace. A trace that is not kept has an id all the same.
+    #[must_use]
+    pub fn begin(self) -> Self {
+        let share = KEPT.load(Ordering::Relaxed);
+        if self.0.is_some() || share == OFF {
+            return self;
+        }
+        let ids = RandomIdGenerator::default();
+        let trace = ids.new_trace_id();
+        if is_among(trace, share) {
+            return self;
+        }
+        let (span, flags) = (ids.new_span_id(), TraceFlags::NOT_SAMPLED);
+        Self(Some(SpanContext::new(trace, span, flags, false, TraceState::NONE)))
+    }
+
+    /// Runs what belongs to a trace that is not kept, so that it is known not to be, and log lines have its id. Where it is
+    /// kept that is its span's affair.
+    pub async fn around<F: Future>(&self, future: F) -> F::Output {
+        let Some(context) = self.0.as_ref().filter(|context| !context.is_sampled()) else {
+            return future.await;
+        };
+        let context = Context::new().with_remote_span_context(context.clone());
+        let mut future = pin!(future);
+        poll_fn(|task| {
+            let _current = context.clone().attach();
+            future.as_mut().poll(task)
+        })
+        .await
+    }
+
     /// Whether there is one.
     pub fn is_some(&self) -> bool {
         self.0.is_some()
@@ -93,6 +137,11 @@ impl Parent {
     /// Whether there is one and its trace is kept.
     pub fn is_sampled(&self) -> bool {
         self.0.as_ref().is_some_and(SpanContext::is_sampled)
+    }
+
+    /// Whether what begins here as a part of it gets a span.
+    pub fn is_kept(&self) -> bool {
+        is_on() && self.0.as_ref().is_none_or(SpanContext::is_sampled)
     }
 
     /// See [`traceparent`].
@@ -119,6 +168,12 @@ impl Parent {
             span.add_link(context.clone());
         }
     }
+}
+
+/// Whether a trace is one of those that are kept.
+fn is_among(trace: TraceId, share: u64) -> bool {
+    let [.., a, b, c, d, e, f, g, h] = trace.to_bytes();
+    u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1 < share
 }
 
 /// `version "-" trace-id "-" parent-id "-" trace-flags`, all in lower-case hexadecimal. A later version may go on behind.
@@ -181,12 +236,12 @@ pub fn answered(span: &Span, code: i32, reason: &str) {
     }
 }
 
-/// The first span of something here: `root_span!(parent, "ingest.frame", otel.kind = "server", …)`. Without a parent it
-/// begins a trace, and `telemetry.otlp_sample` decides whether it is kept.
+/// The first span of something here: `root_span!(parent.begin(), "ingest.frame", otel.kind = "server", …)`. Without a
+/// parent it begins a trace that is kept; with one whose trace is not kept it is none.
 #[macro_export]
 macro_rules! root_span {
     ($parent:expr, $name:literal $(, $($fields:tt)*)?) => {
-        if $crate::trace::is_on() {
+        if $crate::trace::Parent::is_kept(&$parent) {
             let span = ::tracing::info_span!(target: $crate::trace::TARGET, $name $(, $($fields)*)?);
             $crate::trace::Parent::adopt(&$parent, &span);
             span
@@ -264,8 +319,18 @@ mod tests {
     }
 
     #[test]
+    fn the_share_that_is_asked_for_is_kept() {
+        let ids = RandomIdGenerator::default();
+        let kept = |share: u64| (0..100_000).filter(|_| is_among(ids.new_trace_id(), share)).count();
+        assert_eq!((kept(0), kept(1 << 63)), (0, 100_000));
+        let hundredth = kept((1 << 63) / 100);
+        assert!((800..1_200).contains(&hundredth), "{hundredth} of 100,000; 6 standard deviations are 190");
+    }
+
+    #[test]
     fn where_nothing_is_sent_no_span_is_made() {
         assert!(!is_on());
+        assert!(!Parent::default().begin().is_some());
         assert!(root_span!(Parent::default(), "a.b", x = 1).is_disabled());
         assert!(continued_span!(Parent::read(GOOD), "a.b").is_disabled());
         assert!(child_span!("a.b").is_disabled());

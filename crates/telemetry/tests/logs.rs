@@ -8,7 +8,7 @@ use std::{
 };
 
 use sightline_telemetry::{TelemetryConfig, logs::Format, root_span, trace::Parent};
-use tracing::{error, error_span};
+use tracing::{Instrument, error, error_span};
 
 /// Set for the process that writes: how, and whether traces are sent.
 const CHILD: &str = "SIGHTLINE_TELEMETRY_TEST_CHILD";
@@ -28,10 +28,12 @@ async fn child() {
     };
     let telemetry = sightline_telemetry::start(&config, "test").unwrap();
     error!("outside");
-    let parent = Parent::read(&format!("00-{TRACE}-00f067aa0ba902b7-00"));
-    root_span!(parent, "a.b", otel.kind = "server").in_scope(|| {
-        error_span!("for.logs", frame = 17).in_scope(|| error!(field = 1, "inside"));
-    });
+    let flags = if how.contains("kept") { "01" } else { "00" };
+    let parent = Parent::read(&format!("00-{TRACE}-00f067aa0ba902b7-{flags}")).begin();
+    let span = root_span!(parent, "a.b", otel.kind = "server");
+    assert_eq!(span.is_disabled(), !how.contains("kept"));
+    let inside = async { error_span!("for.logs", frame = 17).in_scope(|| error!(field = 1, "inside")) };
+    parent.around(inside.instrument(span)).await;
     telemetry.stop().await;
 }
 
@@ -52,14 +54,17 @@ fn lines(how: &str) -> [String; 2] {
 }
 
 #[test]
-fn a_json_line_inside_of_a_trace_has_its_id() {
-    let [outside, inside] = lines("json traced");
-    let inside: serde_json::Value = serde_json::from_str(&inside).unwrap_or_else(|_| panic!("{inside}"));
-    assert_eq!(inside["trace_id"], TRACE);
-    assert_eq!((&inside["message"], &inside["field"]), (&"inside".into(), &1.into()));
-    assert_eq!(inside["span"], serde_json::json!({ "name": "for.logs", "frame": 17 }), "the log's own span");
-    let outside: serde_json::Value = serde_json::from_str(&outside).unwrap();
-    assert_eq!(outside.get("trace_id"), None);
+fn a_json_line_inside_of_a_trace_has_its_id_whether_it_is_kept_or_not() {
+    for how in ["json traced", "json traced kept"] {
+        let [outside, inside] = lines(how);
+        let inside: serde_json::Value = serde_json::from_str(&inside).unwrap_or_else(|_| panic!("{inside}"));
+        assert_eq!(inside["trace_id"], TRACE, "{how}");
+        assert_eq!((&inside["message"], &inside["field"]), (&"inside".into(), &1.into()));
+        let own = serde_json::json!({ "name": "for.logs", "frame": 17 });
+        assert_eq!(inside["span"], own, "the log's own span");
+        let outside: serde_json::Value = serde_json::from_str(&outside).unwrap();
+        assert_eq!(outside.get("trace_id"), None);
+    }
 }
 
 #[test]

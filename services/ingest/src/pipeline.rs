@@ -10,7 +10,7 @@ use sightline_mesh::{
     client::{Ask, CallOptions, Channel, Cluster, PoolOptions, PoolSnapshot, StreamPool},
 };
 use sightline_proto::verdict::{Level, Score, Timings, Verdict, VerdictSource};
-use sightline_telemetry::{child_span, trace};
+use sightline_telemetry::{child_span, trace::ended};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, instrument};
@@ -162,13 +162,15 @@ impl Pipeline {
         caller: &Caller,
         deadline: Deadline,
     ) -> Result<Verdict, IngestError> {
-        let span = traces::frame(&frame, caller);
-        let verdict = self.way(frame, held, caller, deadline).instrument(span.clone()).await;
+        let trace = caller.trace.clone().begin();
+        let span = traces::frame(&frame, &trace);
+        let way = self.way(frame, held, caller, deadline).instrument(span.clone());
+        let verdict = trace.around(way).await;
         match &verdict {
-            Ok(_) => trace::ended(&span, 0, ""),
+            Ok(_) => ended(&span, 0, ""),
             Err(error) => {
                 let error = RpcError::from(error.clone());
-                trace::ended(&span, error.code as i32, &error.reason);
+                ended(&span, error.code as i32, &error.reason);
                 events::failed(&error.reason);
             }
         }

@@ -18,17 +18,18 @@ use sightline_telemetry::{
 };
 use tracing::Span;
 
-use crate::frame::{Caller, Frame};
+use crate::frame::Frame;
 
 /// Traces of one batch of events that are told of its call: what one in a hundred of the largest batch is, with room
 /// for luck, as the statistics have it.
 const MAX_TRACES: usize = 100;
 
 /// A frame's whole way. On a stream it is what stands for the call; in a call of its own it is a part of it.
-pub(crate) fn frame(frame: &Frame, caller: &Caller) -> Span {
-    let alone = !caller.trace.is_local();
+/// `trace`: its caller's, and decided.
+pub(crate) fn frame(frame: &Frame, trace: &Parent) -> Span {
+    let alone = !trace.is_local();
     root_span!(
-        caller.trace,
+        *trace,
         "ingest.frame",
         otel.kind = if alone { "server" } else { "internal" },
         rpc.system = alone.then_some("grpc"),

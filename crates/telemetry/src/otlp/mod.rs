@@ -63,7 +63,8 @@ pub(crate) fn start(
     let (processor, sending) =
         spans::queue(exporter, config.otlp_queue_spans, config.otlp_timeout.0, stopped.clone());
     let provider = SdkTracerProvider::builder()
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(config.otlp_sample))))
+        // `Parent::begin` decided before a span was made.
+        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
         .with_resource(resource.clone())
         .with_span_processor(processor)
         .build();
