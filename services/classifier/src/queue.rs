@@ -200,8 +200,9 @@ mod tests {
     fn an_entry_whose_turn_would_come_too_late_is_turned_away_and_an_empty_queue_takes_all() {
         const SHORT: Duration = Duration::from_millis(50);
         let (queue, now) = (Queue::new("m", 8), Moment::now());
-        queue.lock().wait.left(1, true, now - Duration::from_millis(10));
-        queue.lock().wait.left(1, false, now);
+        for ago in (0..=8).rev() {
+            queue.lock().wait.left(1, ago > 0, now - Duration::from_millis(10 * ago));
+        }
         for _ in 0..3 {
             assert!(queue.push(entry(SHORT).0).is_ok(), "ten milliseconds each");
         }

@@ -184,15 +184,15 @@ fn no_more_than_a_bound_may_wait() {
 fn who_would_wait_for_too_long_is_told_at_once() {
     let (mut book, fake, mut now) = (book(), Fake::new(), Instant::now());
     let line = book.open(fake.clone(), 1, now);
-    let mut waiting: Vec<_> = (0..8).map(|_| wait(&mut book, &[])).collect();
+    let mut waiting: Vec<_> = (0..16).map(|_| wait(&mut book, &[])).collect();
     // A credit comes back every 100 ms.
-    for _ in 0..4 {
+    for _ in 0..12 {
         let (ticket, _woken) = waiting.remove(0);
         let (_seat, grant) = book.claim(ticket).unwrap();
         now += Duration::from_millis(100);
         drop(book.answered(line, grant.id, now));
     }
-    // The fifth has its credit; three are before whoever comes.
+    // The thirteenth has its credit; three are before whoever comes.
     let mut queue =
         |patience| book.queue(Vec::new(), oneshot::channel().0, Duration::from_millis(patience), now);
     assert!(queue(290).is_none());
