@@ -44,7 +44,7 @@ const SURGES: usize = 4;
 /// What a caller that all share a machine with may be late itself.
 const SCHEDULED: Duration = Duration::from_millis(100);
 /// The part of all that may be let in and not be served in time.
-const LATE: f64 = 0.1;
+const LATE: f64 = 0.05;
 
 /// How one frame fared.
 struct Told {
@@ -256,16 +256,11 @@ async fn five_times_the_load_costs_little_of_what_can_be_done() {
         surge.assert_bounded();
         surges += 1;
         let [first, second] = surge.calm;
-        if surge.served(f64::midpoint(first, second)) >= 0.9 {
+        let served = surge.served(f64::midpoint(first, second));
+        if served >= 0.9 {
             break;
         }
-        assert!(!surge.is_steady(), "{:.2} of capacity", surge.served(first));
-        if surges == SURGES {
-            // The machine is never the same for long: between its worst and its best nothing more can be said.
-            let served = surge.served(first.min(second));
-            assert!(served >= 0.9, "{served:.2} of the least that could be done");
-            break;
-        }
+        assert!(!surge.is_steady() && surges < SURGES, "{served:.2} of capacity");
         println!("the machine itself changed meanwhile: once more");
     }
     assert_eq!(
